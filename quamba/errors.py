@@ -1,0 +1,21 @@
+"""The errors that quamba raises on purpose. All derive from QuambaError."""
+
+
+class QuambaError(Exception):
+    """Base of every error that quamba raises on purpose."""
+
+
+class UnsupportedModelError(QuambaError):
+    """The model, or a module inside it, is not one that quamba knows how to quantize."""
+
+
+class RecipeError(QuambaError, ValueError):
+    """A recipe, a spec or an override is malformed, or an override matches nothing."""
+
+
+class CalibrationError(QuambaError):
+    """The calibration data is malformed, holds no tokens, or produced NaN or infinite values."""
+
+
+class CheckpointError(QuambaError):
+    """A checkpoint is truncated, corrupt, mislabelled or of an unknown format version."""

@@ -1,0 +1,90 @@
+"""Rounding, clamping and scales: the only place in the package that knows them.
+
+Symmetric INT8 (design: q(v, s) = clamp(round_half_even(v / s), -128, 127), v ~ s * q), with the scale
+s = alpha / 127, where alpha is the largest magnitude that is represented without clipping.
+"""
+
+import torch
+from torch import Tensor
+
+from quamba.errors import CalibrationError
+
+QMIN = -128
+QMAX = 127
+# The smallest alpha: a site that is always zero still needs a positive, normal scale.
+ALPHA_FLOOR = 1e-8
+
+
+def scale_from_alpha(alpha: Tensor) -> Tensor:
+    """Turn clipping magnitudes into scales.
+
+    Args:
+        alpha: any shape, any float dtype, >= 0.
+
+    Returns:
+        float32 scales alpha / 127 of the same shape, at least ALPHA_FLOOR / 127.
+
+    Raises:
+        CalibrationError: alpha is NaN, infinite or negative.
+    """
+    alpha = alpha.detach().to(torch.float32)
+    if not bool(torch.isfinite(alpha).all()) or bool((alpha < 0).any()):
+        raise CalibrationError(
+            f"found a clipping magnitude that is NaN, infinite or negative ({alpha.flatten()[:4].tolist()} ...); "
+            "expected finite values >= 0; check the calibration data and the float model for NaN"
+        )
+    return alpha.clamp(min=ALPHA_FLOOR) / QMAX
+
+
+def quantize(x: Tensor, scale: Tensor) -> Tensor:
+    """Quantize to int8: clamp(round_half_even(x / scale), -128, 127), in float32.
+
+    Args:
+        x: (..., D) any float dtype.
+        scale: float32, broadcastable to x: () per tensor, (D,) per channel, (..., 1) per token.
+
+    Returns:
+        int8 of x's shape.
+    """
+    return torch.round(x.to(torch.float32) / scale).clamp_(QMIN, QMAX).to(torch.int8)
+
+
+def dequantize(q: Tensor, scale: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return q * scale in `dtype`; with scale None, q itself in `dtype`."""
+    x = q.to(torch.float32)
+    if scale is not None:
+        x = x * scale
+    return x.to(dtype)
+
+
+def token_scale(x: Tensor) -> Tensor:
+    """Dynamic per-token scales: max |x| over the last dimension / 127, as float32 (..., 1)."""
+    alpha = x.detach().abs().amax(dim=-1, keepdim=True).to(torch.float32)
+    return alpha.clamp(min=ALPHA_FLOOR) / QMAX
+
+
+def quantize_weight(weight: Tensor, *, per_channel: bool) -> tuple[Tensor, Tensor]:
+    """Quantize a weight matrix with absmax scales.
+
+    Args:
+        weight: (N, ...) any float dtype; one scale per row (output channel) or one for all.
+        per_channel: True for scales of shape (N,), False for ().
+
+    Returns:
+        (int8 weight of the same shape, float32 scales).
+    """
+    weight = weight.detach().to(torch.float32)
+    magnitude = weight.abs()
+    if per_channel:
+        scale = scale_from_alpha(magnitude.flatten(1).amax(dim=1))
+        return quantize(weight, scale.reshape(-1, *[1] * (weight.dim() - 1))), scale
+    scale = scale_from_alpha(magnitude.amax())
+    return quantize(weight, scale), scale
+
+
+def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
+    """Signal-to-quantization-noise ratio in dB: 10 log10(sum r^2 / sum (r - a)^2)."""
+    reference = reference.to(torch.float64)
+    noise = (reference - approximation.to(torch.float64)).square().sum()
+    signal = reference.square().sum()
+    return float(10 * torch.log10(signal / noise.clamp(min=1e-300)))

@@ -1,0 +1,30 @@
+"""The ops of quamba: integer arithmetic under one name and one schema per op, on every device.
+
+B batch, L sequence length, E d_model, D inner width, N state size, K conv width, R dt rank.
+"""
+
+from quamba.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
+from quamba.ops.embedding import embedding
+from quamba.ops.hadamard_quant import hadamard, hadamard_quant
+from quamba.ops.linear import linear
+from quamba.ops.quantize import quantize, quantize_per_token
+from quamba.ops.registry import OPS, Op, reference
+from quamba.ops.rms_norm_quant import rms_norm_quant
+from quamba.ops.selective_scan import selective_scan, selective_scan_step
+
+__all__ = [
+    "OPS",
+    "Op",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "embedding",
+    "hadamard",
+    "hadamard_quant",
+    "linear",
+    "quantize",
+    "quantize_per_token",
+    "reference",
+    "rms_norm_quant",
+    "selective_scan",
+    "selective_scan_step",
+]

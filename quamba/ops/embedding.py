@@ -1,0 +1,36 @@
+"""embedding: look up int8 rows and dequantize them."""
+
+import torch
+from torch import Tensor
+
+from quamba.ops.registry import register
+
+
+def embedding_reference(ids: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """weight[ids] * weight_scale[ids].
+
+    Args:
+        ids: int64 or int32, any shape, 0 <= id < V.
+        weight: int8 (V, E).
+        weight_scale: float32 (V,) per row, or ().
+        out_dtype: float dtype of the result.
+
+    Returns:
+        (*ids.shape, E) of out_dtype.
+    """
+    rows = weight[ids].to(torch.float32)
+    scale = weight_scale if weight_scale.dim() == 0 else weight_scale[ids][..., None]
+    return (rows * scale).to(out_dtype)
+
+
+def embedding_fake(ids: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
+    return weight.new_empty((*ids.shape, weight.shape[1]), dtype=out_dtype)
+
+
+embedding = register(
+    "embedding",
+    "(Tensor ids, Tensor weight, Tensor weight_scale, ScalarType out_dtype) -> Tensor",
+    reference=embedding_reference,
+    fake=embedding_fake,
+    cpu=embedding_reference,
+)

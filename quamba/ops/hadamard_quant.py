@@ -1,0 +1,46 @@
+"""hadamard: the orthonormal Hadamard transform of the last dimension; hadamard_quant: the same, then int8."""
+
+import torch
+from torch import Tensor
+
+from quamba import hadamard as _hadamard
+from quamba import numerics
+from quamba.ops.registry import register
+
+
+def hadamard_reference(x: Tensor) -> Tensor:
+    """(..., D) -> (..., D) of x's dtype: x H^T / sqrt(block), computed in float32 (float64 for float64).
+
+    H is `quamba.hadamard.matrix(D)`: of order D, or block-diagonal where no such order can be built.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return (x.to(dtype) @ _hadamard.matrix(x.shape[-1], dtype=dtype, device=x.device).T).to(x.dtype)
+
+
+def hadamard_fake(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def hadamard_quant_reference(x: Tensor, scale: Tensor) -> Tensor:
+    """(..., D) float -> int8 (..., D): q(x H^T / sqrt(block), scale); scale float32 () or (D,)."""
+    return numerics.quantize(hadamard_reference(x.to(torch.float32)), scale)
+
+
+def hadamard_quant_fake(x: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
+
+
+hadamard = register(
+    "hadamard",
+    "(Tensor x) -> Tensor",
+    reference=hadamard_reference,
+    fake=hadamard_fake,
+    cpu=hadamard_reference,
+)
+hadamard_quant = register(
+    "hadamard_quant",
+    "(Tensor x, Tensor scale) -> Tensor",
+    reference=hadamard_quant_reference,
+    fake=hadamard_quant_fake,
+    cpu=hadamard_quant_reference,
+)

@@ -1,0 +1,72 @@
+"""How an op is put together: one schema, one fake, one plain reference, one CPU implementation.
+
+Each op module calls `register` once. The callable that comes back is the op: it runs the kernel that is
+registered for the tensors' device, or, inside `with quamba.ops.reference():`, the plain reference.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+LIBRARY = torch.library.Library("quamba", "DEF")
+_FORCE_REFERENCE: contextvars.ContextVar[bool] = contextvars.ContextVar("quamba_force_reference", default=False)
+_reference_depth = 0
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op and the functions behind it; call it like a function."""
+
+    name: str
+    schema: str
+    reference: Callable[..., Any]
+    overload: Any
+
+    def __call__(self, *args: Any) -> Any:
+        if _reference_depth and _FORCE_REFERENCE.get():
+            return self.reference(*args)
+        return self.overload(*args)
+
+
+OPS: dict[str, Op] = {}
+
+
+def register(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    cpu: Callable[..., Any],
+) -> Op:
+    """Define quamba::<name> and return it as a callable.
+
+    Args:
+        name: the op's one word through all layers.
+        schema: its arguments and results, "(Tensor x, ...) -> Tensor".
+        reference: the plain PyTorch meaning of the op, on any device.
+        fake: shapes and dtypes only.
+        cpu: the fast CPU implementation.
+    """
+    LIBRARY.define(f"{name}{schema}")
+    LIBRARY.impl(name, cpu, "CPU")
+    torch.library.register_fake(f"quamba::{name}", fake, lib=LIBRARY)
+    OPS[name] = Op(name, schema, reference, getattr(torch.ops.quamba, name).default)
+    return OPS[name]
+
+
+@contextlib.contextmanager
+def reference() -> Iterator[None]:
+    """Inside this context every quamba op runs its plain PyTorch reference, on any device."""
+    global _reference_depth
+    token = _FORCE_REFERENCE.set(True)
+    _reference_depth += 1
+    try:
+        yield
+    finally:
+        _reference_depth -= 1
+        _FORCE_REFERENCE.reset(token)

@@ -1,0 +1,39 @@
+"""rms_norm_quant: RMSNorm, then int8 with a static scale, in one rounding."""
+
+import torch
+from torch import Tensor
+
+from quamba import numerics
+from quamba.ops.registry import register
+
+
+def rms_norm_quant_reference(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float) -> Tensor:
+    """q(x / sqrt(mean(x^2) + eps) * weight, scale), all in float32.
+
+    Args:
+        x: (..., E) any float dtype, any strides.
+        weight: (E,) any float dtype, or None for a norm without weight.
+        scale: float32 () or (E,).
+        eps: added to the mean square.
+
+    Returns:
+        int8 (..., E).
+    """
+    x = x.to(torch.float32)
+    x = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)
+    if weight is not None:
+        x = x * weight.to(torch.float32)
+    return numerics.quantize(x, scale)
+
+
+def rms_norm_quant_fake(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
+
+
+rms_norm_quant = register(
+    "rms_norm_quant",
+    "(Tensor x, Tensor? weight, Tensor scale, float eps) -> Tensor",
+    reference=rms_norm_quant_reference,
+    fake=rms_norm_quant_fake,
+    cpu=rms_norm_quant_reference,
+)

@@ -1,0 +1,144 @@
+"""selective_scan: the recurrence of a selective state space model with D skip and SiLU gate; its decode step."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from quamba import numerics
+from quamba.ops.registry import register
+
+
+def selective_scan_reference(
+    x: Tensor,
+    x_scale: Tensor | None,
+    dt: Tensor,
+    dt_scale: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    B: Tensor,
+    B_scale: Tensor | None,
+    C: Tensor,
+    C_scale: Tensor | None,
+    D: Tensor,
+    z: Tensor | None,
+    z_scale: Tensor | None,
+    out_scale: Tensor | None,
+    out_dtype: torch.dtype,
+    state: Tensor | None,
+) -> Tensor:
+    """The selective scan (Gu and Dao 2023, algorithm 2), gated, in float32.
+
+    With dt_t = softplus(dt_t + dt_bias): s_t = exp(dt_t A) s_(t-1) + dt_t B_t x_t, y_t = C_t s_t + D x_t, and
+    the result is y_t * SiLU(z_t). Each of x, dt, B, C, z is int8 with its scale, or float; a scale that is given
+    with a float tensor multiplies it just the same.
+
+    Args:
+        x, z: (B, L, D), any strides; z None for no gate. Scales float32 () or (D,).
+        dt: (B, L, D) before bias and softplus. Scale float32 () or (D,).
+        dt_bias, D: (D,) any float dtype.
+        A: float32 (D, N), negative.
+        B, C: (B, L, N), any strides. Scales float32 () or (N,).
+        out_scale: float32 () or (D,) for an int8 result, or None for a float one.
+        out_dtype: torch.int8 where out_scale is given, else the float dtype of the result.
+        state: float32 (B, D, N): the initial state, overwritten with the final one; None for a zero start.
+
+    Returns:
+        (B, L, D) of out_dtype.
+    """
+    x, dt, B, C = (
+        numerics.dequantize(value, scale)
+        for value, scale in ((x, x_scale), (dt, dt_scale), (B, B_scale), (C, C_scale))
+    )
+    dt = F.softplus(dt + dt_bias.to(torch.float32))
+    s = x.new_zeros(x.shape[0], *A.shape) if state is None else state.clone()
+    rows = []
+    for t in range(x.shape[1]):
+        s = torch.exp(dt[:, t, :, None] * A) * s + (dt[:, t] * x[:, t])[..., None] * B[:, t, None, :]
+        rows.append(torch.einsum("bdn,bn->bd", s, C[:, t]))
+    y = torch.stack(rows, dim=1) if rows else torch.zeros_like(x)
+    y = y + D.to(torch.float32) * x
+    if z is not None:
+        y = y * F.silu(numerics.dequantize(z, z_scale))
+    if state is not None:
+        state.copy_(s)
+    return y.to(out_dtype) if out_scale is None else numerics.quantize(y, out_scale)
+
+
+def selective_scan_fake(
+    x: Tensor,
+    x_scale: Tensor | None,
+    dt: Tensor,
+    dt_scale: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    B: Tensor,
+    B_scale: Tensor | None,
+    C: Tensor,
+    C_scale: Tensor | None,
+    D: Tensor,
+    z: Tensor | None,
+    z_scale: Tensor | None,
+    out_scale: Tensor | None,
+    out_dtype: torch.dtype,
+    state: Tensor | None,
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=out_dtype)
+
+
+def selective_scan_step_reference(
+    x: Tensor,
+    x_scale: Tensor | None,
+    dt: Tensor,
+    dt_scale: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    B: Tensor,
+    B_scale: Tensor | None,
+    C: Tensor,
+    C_scale: Tensor | None,
+    D: Tensor,
+    z: Tensor | None,
+    z_scale: Tensor | None,
+    out_scale: Tensor | None,
+    out_dtype: torch.dtype,
+    state: Tensor,
+) -> Tensor:
+    """One token of `selective_scan`: x, dt, z (B, D); B, C (B, N); state (B, D, N) is updated in place."""
+    return selective_scan_reference(
+        x[:, None],
+        x_scale,
+        dt[:, None],
+        dt_scale,
+        dt_bias,
+        A,
+        B[:, None],
+        B_scale,
+        C[:, None],
+        C_scale,
+        D,
+        None if z is None else z[:, None],
+        z_scale,
+        out_scale,
+        out_dtype,
+        state,
+    )[:, 0].contiguous()
+
+
+_COMMON = (
+    "(Tensor x, Tensor? x_scale, Tensor dt, Tensor? dt_scale, Tensor dt_bias, Tensor A, Tensor B, Tensor? B_scale,"
+    " Tensor C, Tensor? C_scale, Tensor D, Tensor? z, Tensor? z_scale, Tensor? out_scale, ScalarType out_dtype,"
+)
+selective_scan = register(
+    "selective_scan",
+    _COMMON + " Tensor(a!)? state) -> Tensor",
+    reference=selective_scan_reference,
+    fake=selective_scan_fake,
+    cpu=selective_scan_reference,
+)
+selective_scan_step = register(
+    "selective_scan_step",
+    _COMMON + " Tensor(a!) state) -> Tensor",
+    reference=selective_scan_step_reference,
+    fake=selective_scan_fake,
+    cpu=selective_scan_step_reference,
+)
