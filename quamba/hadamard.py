@@ -59,7 +59,8 @@ def _jacobsthal(p: int, m: int) -> Signs:
             chi[element @ place] = 1 - 2 * (exponent % 2)
             element = (np.append(0, element[:-1]) + element[-1] * np.array(r)) % p
         if chi[0] == 0 and np.count_nonzero(chi) == q - 1:
-            return chi[((elements[:, None] - elements[None]) % p) @ place]
+            core: Signs = chi[((elements[:, None] - elements[None]) % p) @ place]
+            return core
     raise AssertionError(f"GF({q}) has no primitive polynomial")
 
 
