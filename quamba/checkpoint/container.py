@@ -139,7 +139,8 @@ def read_tensors(file: BinaryIO, entries: Mapping[str, Entry], path: Path) -> It
         CheckpointError: the file ends too early.
     """
     for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
-        flat = torch.empty(entry.end - entry.begin, dtype=torch.uint8)
+        # The device is named because from_pretrained runs this under torch.device("meta").
+        flat = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")
         file.seek(entry.begin)
         count = file.readinto(flat.numpy())  # type: ignore[attr-defined]
         if count != flat.numel():
