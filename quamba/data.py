@@ -9,6 +9,8 @@ from torch import Tensor
 
 from quamba.errors import CalibrationError
 
+# Enough tokens to keep two cores busy, few enough that a layer's activations stay small.
+_GROUP_TOKENS = 4096
 _FORMS = (
     "expected an iterable of input_ids (tensors (B, L) or (L,), or lists of ints), of dicts with 'input_ids' and "
     "perhaps 'attention_mask', a DataLoader of either, or a datasets.Dataset with an 'input_ids' column"
@@ -39,7 +41,11 @@ class Batch:
 
     def head(self, rows: int) -> "Batch":
         """The first so many sequences."""
-        return Batch(self.input_ids[:rows], None if self.mask is None else self.mask[:rows])
+        return self.slice(0, rows)
+
+    def slice(self, first: int, last: int) -> "Batch":
+        """The sequences from `first` to before `last`."""
+        return Batch(self.input_ids[first:last], None if self.mask is None else self.mask[first:last])
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on a device."""
@@ -87,8 +93,35 @@ def batches(
         )
 
 
+def regroup(stream: Iterable[Batch], *, tokens: int = _GROUP_TOKENS) -> Iterator[Batch]:
+    """Join neighbouring batches of one length, and cut large ones, to about so many tokens each.
+
+    Sequences keep their order; rows given one by one then run together, and the memory of a pass does not depend on
+    how the caller cut the data.
+    """
+    waiting: list[Batch] = []
+    for batch in stream:
+        for start in range(0, batch.rows, limit := max(1, tokens // batch.input_ids.shape[1])):
+            piece = batch.slice(start, start + limit)
+            rows = piece.rows + sum(b.rows for b in waiting)
+            if waiting and (waiting[0].input_ids.shape[1] != piece.input_ids.shape[1] or rows > limit):
+                yield _joined(waiting)
+                waiting = []
+            waiting.append(piece)
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[Batch]) -> Batch:
+    if len(parts) == 1:
+        return parts[0]
+    masks = [torch.ones_like(b.input_ids, dtype=torch.bool) if b.mask is None else b.mask for b in parts]
+    padded = any(b.mask is not None for b in parts)
+    return Batch(torch.cat([b.input_ids for b in parts]), torch.cat(masks) if padded else None)
+
+
 class KeptBatches:
-    """Batches that can be passed over again, whatever they come from: the token ids are kept on the CPU.
+    """Regrouped batches that can be passed over again, whatever they come from: the token ids are kept on the CPU.
 
     The first pass takes them from the source one at a time; later passes see the same batches, also where the source
     is a generator or is shuffled.
@@ -103,7 +136,7 @@ class KeptBatches:
         vocab_size: int | None = None,
     ) -> None:
         """Take the arguments of `batches`."""
-        self._source = batches(calib_data, samples=samples, device="cpu", vocab_size=vocab_size)
+        self._source = regroup(batches(calib_data, samples=samples, device="cpu", vocab_size=vocab_size))
         self._device = device
         self._kept: list[Batch] = []
 
@@ -117,6 +150,20 @@ class KeptBatches:
                 self._kept.append(batch)
             yield self._kept[position].to(self._device)
             position += 1
+
+    @property
+    def total(self) -> int | None:
+        """How many batches there are, once a pass has gone through them; None before."""
+        return len(self._kept) or None
+
+    def first(self, rows: int) -> list[Batch]:
+        """The first so many sequences."""
+        found: list[Batch] = []
+        for batch in self:
+            found.append(batch.head(rows - sum(b.rows for b in found)))
+            if sum(b.rows for b in found) >= rows:
+                break
+        return found
 
 
 def _items(calib_data: Iterable[Any]) -> Iterator[Any]:

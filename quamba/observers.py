@@ -336,19 +336,28 @@ class ChannelPercentile(Observer):
         assert other.largest is not None
         self._take(other.largest)
 
-    def _alpha(self) -> Tensor:
-        assert self.largest is not None
+    def quantile(self, p: float) -> Tensor:
+        """float32 (D,): the p-quantile of each channel's magnitudes as torch.quantile defines it (linear), exactly.
+
+        Raises:
+            CalibrationError: it needs more of the largest values than are kept, or there were none.
+        """
+        if self.largest is None:
+            raise CalibrationError("found no values at a site; expected at least one token of calibration data")
         # Ranks counted from the top, 0 the largest, with torch.quantile's linear interpolation.
-        rank = self.count - 1 - self.percentile * (self.count - 1)
+        rank = self.count - 1 - p * (self.count - 1)
         above, below = math.floor(rank), math.ceil(rank)
         if below >= self.largest.shape[0]:
             least = 1 - (self.capacity - 1) / max(self.count - 1, 1)
             raise CalibrationError(
-                f"found percentile {self.percentile} per channel over {self.count} tokens, which needs the largest "
+                f"found percentile {p} per channel over {self.count} tokens, which needs the largest "
                 f"{below + 1} values of each channel; expected at most {self.capacity}: take a percentile of at least "
                 f"{math.ceil(least * 1e6) / 1e6:.6f}, fewer samples, or granularity 'tensor'"
             )
         return torch.lerp(self.largest[above], self.largest[below], rank - above)
+
+    def _alpha(self) -> Tensor:
+        return self.quantile(self.percentile)
 
     def clipped(self) -> float:
         """The share of the magnitudes beyond their channel's alpha(), exactly."""
