@@ -28,7 +28,9 @@ KINDS: dict[str, Callable[[], Observer]] = {
 
 def heavy_tailed(tokens: int, width: int, *, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(tokens, width, generator=generator) * (1.5 * torch.randn(tokens, width, generator=generator)).exp()
+    return (
+        torch.randn(tokens, width, generator=generator) * (1.5 * torch.randn(tokens, width, generator=generator)).exp()
+    )
 
 
 def observed(make: Callable[[], Observer], *parts: Tensor) -> Observer:
@@ -63,7 +65,9 @@ def test_histogram_quantile_is_torch_quantile(p: float, tokens: int) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    data=st.lists(st.floats(-(2.0**39), 2.0**39, width=32, allow_nan=False, allow_subnormal=False), min_size=1, max_size=200),
+    data=st.lists(
+        st.floats(-(2.0**39), 2.0**39, width=32, allow_nan=False, allow_subnormal=False), min_size=1, max_size=200
+    ),
     p=st.floats(0.0, 1.0),
 )
 def test_histogram_quantile_property(data: list[float], p: float) -> None:
@@ -78,7 +82,9 @@ def test_histogram_quantile_property(data: list[float], p: float) -> None:
 def test_histogram_resolution_over_its_whole_range() -> None:
     exponents = torch.linspace(-39.9, 39.9, 601, dtype=torch.float64)
     for value in (2.0**exponents).float()[::10]:
-        histogram = observed(Histogram, torch.tensor([[value], [value], [2 * value], [4 * value]]).clamp(max=2.0**39.99))
+        histogram = observed(
+            Histogram, torch.tensor([[value], [value], [2 * value], [4 * value]]).clamp(max=2.0**39.99)
+        )
         assert isinstance(histogram, Histogram)
         assert abs(histogram.quantile(0.25) / float(value) - 1) <= RESOLUTION
 

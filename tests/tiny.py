@@ -4,8 +4,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import FalconMambaConfig, FalconMambaForCausalLM, JambaConfig, JambaForCausalLM
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import (
+    FalconMambaConfig,
+    FalconMambaForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from quamba.convert import fill_mixer
 from quamba.models import find_adapter
