@@ -225,5 +225,5 @@ def test_samples_below_one_raise(samples: int) -> None:
 
 def test_ids_beyond_the_vocabulary_raise() -> None:
     assert len(read(IDS, vocab_size=25)) == 1
-    with pytest.raises(CalibrationError, match="from 1 to 24; expected ids from 0 and below .* of 24"):
+    with pytest.raises(CalibrationError, match=r"from 1 to 24; expected ids from 0 and below .* of 24"):
         read(IDS, vocab_size=24)
