@@ -19,7 +19,7 @@ def causal_conv1d_reference(
     mask: Tensor | None,
     conv_state: Tensor | None,
 ) -> Tensor:
-    """SiLU(sum_k weight[:, k] x[t - K + 1 + k] + bias) per channel, quantized with out_scale.
+    """SiLU(sum_k weight[:, k] x[t - K + 1 + k] + bias) per channel, in float32 (float64 for float64 x).
 
     Args:
         x: (B, L, D) int8 with x_scale, or float without; any strides.
@@ -41,18 +41,19 @@ def causal_conv1d_reference(
         x = torch.where(mask.to(torch.bool)[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
     context = x.new_zeros(x.shape[0], width, x.shape[2]) if conv_state is None else conv_state.transpose(1, 2)
     full = torch.cat([context, x], dim=1)  # (B, K + L, D)
+    wide = torch.promote_types(x.dtype, torch.float32)
     acc = F.conv1d(
-        full[:, 1:].transpose(1, 2).to(torch.float32),
-        weight.to(torch.float32)[:, None, :],
+        full[:, 1:].transpose(1, 2).to(wide),
+        weight.to(wide)[:, None, :],
         groups=weight.shape[0],
     ).transpose(1, 2)
     for scale in (x_scale, weight_scale):
         acc = acc if scale is None else acc * scale
     if bias is not None:
-        acc = acc + bias.to(torch.float32)
+        acc = acc + bias.to(wide)
     out = F.silu(acc)
     if mask is not None:
-        out = out * mask.to(torch.float32)[..., None]
+        out = out * mask.to(wide)[..., None]
     if conv_state is not None:
         conv_state.copy_(full[:, -width:].transpose(1, 2))
     return out.to(out_dtype) if out_scale is None else numerics.quantize(out, out_scale)
