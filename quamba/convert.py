@@ -127,3 +127,13 @@ def fill_mixer(
         target.g_divisor = transforms.g_divisor.detach().to(torch.float32)
     target.finalize()
     return target
+
+
+@torch.no_grad()
+def refill_x(target: QuantizedMixer, source: Mixer, *, transforms: Transforms, alpha: Tensor) -> None:
+    """Give a filled mixer another clip of x; arguments as for `fill_mixer`."""
+    target.x_scale = numerics.scale_from_alpha(alpha).to(target.x_scale.device)
+    if target.format.granularity("x") == "channel":
+        weight = fold({"x_proj.weight": source.tensors()["x_proj.weight"]}, Transforms(rotate_x=transforms.rotate_x))
+        target.x_proj.fill(weight["x_proj.weight"].to(torch.float32) * target.x_scale, None)
+    target.finalize()

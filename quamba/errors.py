@@ -19,3 +19,11 @@ class CalibrationError(QuambaError):
 
 class CheckpointError(QuambaError):
     """A checkpoint is truncated, corrupt, mislabelled or of an unknown format version."""
+
+
+class SizeError(QuambaError, ValueError):
+    """A tensor's shape, or a size given by a number, does not fit the operation."""
+
+
+class DtypeError(QuambaError, TypeError):
+    """A tensor's dtype does not fit the operation."""

@@ -98,6 +98,11 @@ class Adapter(ABC):
         """True where head and embedding share one weight."""
         return bool(getattr(getattr(model, "config", None), "tie_word_embeddings", False))
 
+    def untie(self, model: nn.Module) -> None:
+        """Note in the model's config that head and embedding are two weights from now on."""
+        config: Any = model.config
+        config.tie_word_embeddings = False
+
     def shell_at(self, model: nn.Module, layer: int) -> Shell:
         """The shell that stands in one layer."""
         module = model.get_submodule(self.module_name(layer))

@@ -116,3 +116,7 @@ class MambaSsmAdapter(Adapter):
 
     def tied(self, model: nn.Module) -> bool:
         return bool(getattr(model.config, "tie_embeddings", False))
+
+    def untie(self, model: nn.Module) -> None:
+        config: Any = model.config
+        config.tie_embeddings = False

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from quamba import numerics
+from quamba.ops.cpu.linear import linear_cpu
 from quamba.ops.registry import register
 
 
@@ -61,5 +62,5 @@ linear = register(
     " Tensor? out_scale, ScalarType out_dtype) -> Tensor",
     reference=linear_reference,
     fake=linear_fake,
-    cpu=linear_reference,
+    cpu=linear_cpu,
 )

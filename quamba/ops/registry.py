@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-LIBRARY = torch.library.Library("quamba", "DEF")
+LIBRARY = torch.library.Library("quamba", "DEF")  # type: ignore[no-untyped-call]
 _FORCE_REFERENCE: contextvars.ContextVar[bool] = contextvars.ContextVar("quamba_force_reference", default=False)
 _reference_depth = 0
 
@@ -52,8 +52,8 @@ def register(
         fake: shapes and dtypes only.
         cpu: the fast CPU implementation.
     """
-    LIBRARY.define(f"{name}{schema}")
-    LIBRARY.impl(name, cpu, "CPU")
+    LIBRARY.define(f"{name}{schema}")  # type: ignore[no-untyped-call]
+    LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"quamba::{name}", fake, lib=LIBRARY)
     OPS[name] = Op(name, schema, reference, getattr(torch.ops.quamba, name).default)
     return OPS[name]

@@ -46,8 +46,7 @@ def selective_scan_reference(
         (B, L, D) of out_dtype.
     """
     x, dt, B, C = (
-        numerics.dequantize(value, scale)
-        for value, scale in ((x, x_scale), (dt, dt_scale), (B, B_scale), (C, C_scale))
+        numerics.dequantize(value, scale) for value, scale in ((x, x_scale), (dt, dt_scale), (B, B_scale), (C, C_scale))
     )
     dt = F.softplus(dt + dt_bias.to(torch.float32))
     s = x.new_zeros(x.shape[0], *A.shape) if state is None else state.clone()
