@@ -73,7 +73,7 @@ class Comparison:
         return self.model.nll - self.reference.nll
 
     @property
-    def standard_error(self) -> float:
+    def nll_difference_stderr(self) -> float:
         """Standard error of nll_difference, from the paired differences of the windows; NaN for a single window."""
         count = self.model.window_tokens.shape[0]
         if count < 2:

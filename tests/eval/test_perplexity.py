@@ -117,14 +117,14 @@ def test_standard_error_of_equal_windows_is_the_textbook_one() -> None:
     model, reference, ids = Sums(1).eval(), Sums(2).eval(), stream(80)
     found = compare(model, reference, ids, context=16, progress=False)
     difference = found.model.window_nll - found.reference.window_nll
-    assert found.standard_error == pytest.approx(float(difference.std(unbiased=True)) / math.sqrt(5), rel=1e-9)
-    assert math.isnan(compare(model, reference, ids[:16], context=16, progress=False).standard_error)
+    assert found.nll_difference_stderr == pytest.approx(float(difference.std(unbiased=True)) / math.sqrt(5), rel=1e-9)
+    assert math.isnan(compare(model, reference, ids[:16], context=16, progress=False).nll_difference_stderr)
 
 
 def test_a_model_has_no_divergence_from_itself() -> None:
     model, ids = Sums(1).eval(), stream(50)
     found = compare(model, Sums(1).eval(), ids, context=16, progress=False)
-    assert (found.kl, found.nll_difference, found.standard_error) == (0.0, 0.0, 0.0)
+    assert (found.kl, found.nll_difference, found.nll_difference_stderr) == (0.0, 0.0, 0.0)
 
 
 def test_half_precision_cache_is_close() -> None:
