@@ -1,0 +1,2 @@
+def attach(model, quantization): model.quantization=quantization
+def load(d): raise NotImplementedError
