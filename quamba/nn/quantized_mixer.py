@@ -1,5 +1,7 @@
 """The quantized mixer: the same block, passing int8 between its ops."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,46 @@ from quamba.recipe import BlockFormat, QuantSpec
 
 # Sites whose scale is a vector where the recipe says "channel", and its length.
 _CHANNELS = {"x0": "d_inner", "z": "d_inner", "x": "d_inner", "dt": "d_inner", "B": "d_state", "C": "d_state"}
+
+
+@dataclass(frozen=True)
+class _Route:
+    """Which way the data takes through the ops, worked out once from the block's format."""
+
+    u: str | None
+    fused_xz: bool  # x0 and z leave in_proj as int8
+    conv: bool  # the convolution's weight is int8
+    static_x: bool  # x leaves the convolution as int8
+    rotate_x: bool
+    channel_x: bool  # x's scales are in the columns of x_proj
+    token_x: bool
+    fused_dbc: bool  # d, B and C leave x_proj as int8
+    smooth_g: bool
+    static_dt: bool  # dt leaves dt_proj as int8
+    rotate_g: bool
+    static_g: bool
+
+    @classmethod
+    def of(cls, config: BlockConfig, format: BlockFormat) -> "_Route":
+        def static(*sites: str) -> bool:
+            return all(format.granularity(site) in ("tensor", "channel") for site in sites)
+
+        rotate_x = format.step("rotate_x") is not None
+        return cls(
+            u=format.granularity("u"),
+            fused_xz=static("x0", "z"),
+            conv=format.weights["conv"] is not None,
+            # A rotated x is quantized after the rotation.
+            static_x=static("x") and not rotate_x,
+            rotate_x=rotate_x,
+            channel_x=format.granularity("x") == "channel",
+            token_x=format.granularity("x") == "token",
+            fused_dbc=static("d", "B", "C") and config.dbc_norm == "none",
+            smooth_g=format.step("smooth_output") is not None,
+            static_dt=static("dt"),
+            rotate_g=format.step("rotate_output") is not None,
+            static_g=static("g"),
+        )
 
 
 class QuantizedMixer(nn.Module):
@@ -27,6 +69,7 @@ class QuantizedMixer(nn.Module):
         super().__init__()
         self.config = config
         self.format = format
+        self.route = _Route.of(config, format)
         self.ready = False
         c = config
 
@@ -71,7 +114,7 @@ class QuantizedMixer(nn.Module):
             if spec is not None and spec.granularity != "token":
                 float_tensor(f"{site}_scale", *self.scale_shape(site, spec), dtype=torch.float32)
         if format.step("smooth_output") is not None:
-            float_tensor("g_divisor", c.d_inner, dtype=torch.float32)
+            float_tensor("g_divisor", c.d_inner)
         for name, shape in self._derived_shapes().items():
             self.register_buffer(name, torch.empty(shape, dtype=torch.float32, device=device), persistent=False)
         self.eval()
@@ -80,22 +123,16 @@ class QuantizedMixer(nn.Module):
         """The shape of a static site's scale."""
         return (getattr(self.config, _CHANNELS[site]),) if spec.granularity == "channel" else ()
 
-    def _fused(self, *sites: str) -> bool:
-        """True where all these outputs of one GEMM are quantized with static scales, in its epilogue."""
-        if self.config.dbc_norm != "none" and "d" in sites:
-            return False
-        return all(self.format.granularity(site) in ("tensor", "channel") for site in sites)
-
     def _derived_shapes(self) -> dict[str, tuple[int, ...]]:
         c = self.config
         shapes: dict[str, tuple[int, ...]] = {"A": (c.d_inner, c.d_state)}
-        if self._fused("x0", "z"):
+        if self.route.fused_xz:
             shapes["xz_scale"] = (2 * c.d_inner,)
-        if self._fused("d", "B", "C"):
+        if self.route.fused_dbc:
             shapes["dbc_scale"] = (c.dt_rank + 2 * c.d_state,)
-        if self.format.granularity("x") == "channel":
+        if self.route.channel_x:
             shapes["x_unit_scale"] = ()
-        if self.format.step("smooth_output") is not None:
+        if self.route.smooth_g:
             shapes["x_scan_scale"] = (c.d_inner,)
         return shapes
 
@@ -111,18 +148,19 @@ class QuantizedMixer(nn.Module):
             raise QuambaError(f"found empty buffers {empty} in a quantized mixer; expected all of them to be filled")
         c = self.config
         self.A = -torch.exp(self.A_log.to(torch.float32))
-        for name, sites, widths in (
-            ("xz_scale", ("x0", "z"), (c.d_inner, c.d_inner)),
-            ("dbc_scale", ("d", "B", "C"), (c.dt_rank, c.d_state, c.d_state)),
+        for fused, name, sites, widths in (
+            (self.route.fused_xz, "xz_scale", ("x0", "z"), (c.d_inner, c.d_inner)),
+            (self.route.fused_dbc, "dbc_scale", ("d", "B", "C"), (c.dt_rank, c.d_state, c.d_state)),
         ):
-            if self._fused(*sites):
+            if fused:
                 parts = [getattr(self, f"{s}_scale").expand(w) for s, w in zip(sites, widths, strict=True)]
                 setattr(self, name, torch.cat(parts))
-        if self.format.granularity("x") == "channel":
+        if self.route.channel_x:
             self.x_unit_scale = torch.ones((), dtype=torch.float32, device=self.A.device)
-        if self.format.step("smooth_output") is not None:
-            static = self.format.granularity("x") in ("tensor", "channel")
-            self.x_scan_scale = (self.x_scale if static else torch.ones_like(self.g_divisor)) / self.g_divisor
+        if self.route.smooth_g:
+            # A rotated x is dequantized before the scan: its scale is spent.
+            divisor = self.g_divisor.to(torch.float32)
+            self.x_scan_scale = (self.x_scale if self.route.static_x else torch.ones_like(divisor)) / divisor
         self.ready = True
 
     def state_dtype(self) -> torch.dtype:
@@ -177,7 +215,7 @@ class QuantizedMixer(nn.Module):
         """
         if not self.ready:
             raise QuambaError("found a quantized mixer without values; expected it to be filled and finalized first")
-        c = self.config
+        c, route = self.config, self.route
         wide = self._float(hidden)
         # One token with a state goes through the ops' single-step forms, without the length dimension.
         step = state is not None and hidden.shape[1] == 1 and mask is None
@@ -185,7 +223,7 @@ class QuantizedMixer(nn.Module):
             hidden = hidden[:, 0]
 
         u, u_scale = self._normed(hidden, "u", self.norm_weight, c.norm_eps)
-        if self._fused("x0", "z"):
+        if route.fused_xz:
             x0, z = self.in_proj(u, u_scale, out_dtype=torch.int8, out_scale=self.xz_scale).split(c.d_inner, dim=-1)
             x0_scale, z_scale = self.x0_scale, self.z_scale
         else:
@@ -195,34 +233,31 @@ class QuantizedMixer(nn.Module):
 
         x, x_scale = self._conv(x0, x0_scale, wide=wide, mask=mask, state=state, step=step)
         x_in, x_in_scale = x, x_scale
-        if self.format.step("rotate_x") is not None:
+        if route.rotate_x:
             x_in, x_in_scale = self._rotated(x, "x")
-            x, x_scale = ops.hadamard(numerics.dequantize(x_in, x_in_scale)), None
-        elif x_scale is not None and self.format.granularity("x") == "channel":
+            x, x_scale = ops.hadamard_inverse(numerics.dequantize(x_in, x_in_scale)), None
+        elif route.channel_x:
             x_in_scale = self.x_unit_scale
-        elif x_scale is not None and self.format.granularity("x") == "token":
+        elif route.token_x:
             x, x_scale = numerics.dequantize(x, x_scale), None
-        if self.format.step("smooth_output") is not None:
+        if route.smooth_g:
             x_scale = self.x_scan_scale
 
         d, d_scale, B, B_scale, C, C_scale = self._dbc(x_in, x_in_scale, wide=wide)
-        static_dt = self.format.granularity("dt") is not None
-        dt_scale = self.dt_scale if static_dt else None
-        dt = self.dt_proj(d, d_scale, out_dtype=torch.int8 if static_dt else wide, out_scale=dt_scale)
+        dt_scale = self.dt_scale if route.static_dt else None
+        dt = self.dt_proj(d, d_scale, out_dtype=torch.int8 if route.static_dt else wide, out_scale=dt_scale)
 
-        rotate_g = self.format.step("rotate_output") is not None
-        static_g = self.format.granularity("g") == "tensor"
-        g_scale = self.g_scale if static_g else None
-        scan_scale = None if rotate_g else g_scale
+        g_scale = self.g_scale if route.static_g else None
+        scan_scale = None if route.rotate_g else g_scale
         scan_dtype = wide if scan_scale is None else torch.int8
         scan = (x, x_scale, dt, dt_scale, self.dt_bias, self.A, B, B_scale, C, C_scale, self.D, z, z_scale)
         if step and state is not None:
             g = ops.selective_scan_step(*scan, scan_scale, scan_dtype, state.ssm)
         else:
             g = ops.selective_scan(*scan, scan_scale, scan_dtype, None if state is None else state.ssm)
-        if rotate_g:
+        if route.rotate_g:
             g, g_scale = self._rotated(g, "g")
-        elif not static_g:
+        elif not route.static_g:
             g, g_scale = self._at_run_time(g, "g")
 
         residual = None
@@ -250,10 +285,8 @@ class QuantizedMixer(nn.Module):
         state: MixerState | None,
         step: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        # A rotated x is quantized after the rotation.
-        static_x = self.format.granularity("x") in ("tensor", "channel") and self.format.step("rotate_x") is None
-        x_scale = self.x_scale if static_x else None
-        quantized = self.format.weights["conv"] is not None
+        x_scale = self.x_scale if self.route.static_x else None
+        quantized = self.route.conv
         args = (
             x0 if x0_scale is not None else x0.to(torch.float32),
             x0_scale,
@@ -267,7 +300,7 @@ class QuantizedMixer(nn.Module):
             x = ops.causal_conv1d_step(*args, state.conv)
         else:
             x = ops.causal_conv1d(*args, mask, None if state is None else state.conv)
-        if self.format.granularity("x") == "token" and self.format.step("rotate_x") is None:
+        if self.route.token_x and not self.route.rotate_x:
             return self._at_run_time(x, "x")
         return x, x_scale
 
@@ -276,7 +309,7 @@ class QuantizedMixer(nn.Module):
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]:
         c = self.config
         sizes = [c.dt_rank, c.d_state, c.d_state]
-        if self._fused("d", "B", "C"):
+        if self.route.fused_dbc:
             d, B, C = self.x_proj(x, x_scale, out_dtype=torch.int8, out_scale=self.dbc_scale).split(sizes, dim=-1)
             return d, self.d_scale, B, self.B_scale, C, self.C_scale
         d, B, C = self.x_proj(x, x_scale, out_dtype=wide).split(sizes, dim=-1)
