@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from quamba.checkpoint import container, layout
 from tests.tiny import make_model, token_ids
 
 
-@lru_cache(maxsize=None)
+@cache
 def _quantized(family: str, recipe: str, dtype: torch.dtype, keep: tuple[str, ...], seed: int) -> nn.Module:
     # torch's grouped product of half-precision experts wants rows of a multiple of 16 bytes.
     changes = {"intermediate_size": 40} if family == "jamba" else {}
@@ -75,3 +75,13 @@ def rewrite_config(directory: Path, change: Callable[[dict[str, Any]], object], 
     path.write_text(json.dumps(config))
     if sealed:
         rewrite(directory, lambda tensors: None)
+
+
+def assert_same(found: nn.Module, expected: nn.Module) -> None:
+    """The same tensors under the same names, and the same logits, bit for bit."""
+    one, other = found.state_dict(), expected.state_dict()
+    assert list(one) == list(other)
+    for name, tensor in other.items():
+        assert one[name].dtype == tensor.dtype
+        assert torch.equal(one[name], tensor), name
+    assert torch.equal(logits(found), logits(expected))

@@ -56,9 +56,14 @@ def test_a_directory_is_made_and_replaced(tmp_path: Path) -> None:
 def test_an_error_in_the_block_changes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "out"
     write(target, "one")
-    with pytest.raises(KeyboardInterrupt), replacing(target, is_ours) as new:
-        (new / "model").write_text("two")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(target, is_ours) as new:
+            (new / "model").write_text("two")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (target / "model").read_text() == "one"
     assert os.listdir(tmp_path) == ["out"]
 
