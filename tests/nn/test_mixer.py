@@ -71,10 +71,9 @@ def test_block_in_bfloat16_is_no_worse_than_transformers(family: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+# Not "mamba-biased": transformers lets in_proj's bias into the padding; ours does not (the next test).
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba", "jamba"])
 def test_masked_block_equals_transformers(family: str) -> None:
-    if family == "mamba-biased":
-        pytest.skip("transformers lets in_proj's bias into the padding; ours does not (the next test)")
     model = make_model(family)
     layer = find_adapter(model).layers(model)[0]
     hidden = hidden_states(3, 9, 24)
