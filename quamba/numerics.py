@@ -46,7 +46,7 @@ def quantize(x: Tensor, scale: Tensor) -> Tensor:
     Returns:
         int8 of x's shape.
     """
-    return torch.round(x.to(torch.float32) / scale).clamp_(QMIN, QMAX).to(torch.int8)
+    return to_int8_(x.float() / scale)
 
 
 def to_int8_(x: Tensor) -> Tensor:
@@ -63,8 +63,8 @@ def dequantize(q: Tensor, scale: Tensor | None, dtype: torch.dtype = torch.float
     """Return q * scale in `dtype`; with scale None, q itself in `dtype`."""
     x = q.to(torch.promote_types(q.dtype, torch.float32))
     if scale is not None:
-        x = x * scale
-    return x.to(dtype)
+        x = x * scale if x is q else x.mul_(scale)
+    return x if dtype is torch.float32 else x.to(dtype)
 
 
 def token_scale(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from quamba import numerics
+from quamba.ops import checks
 from quamba.ops.registry import register
 
 
@@ -26,6 +27,19 @@ def rms_norm_quant_reference(x: Tensor, weight: Tensor | None, scale: Tensor, ep
     return numerics.quantize(x, scale)
 
 
+def rms_norm_quant_cpu(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float) -> Tensor:
+    size = x.shape[-1]
+    checks.dtype("rms_norm_quant", "x", x, checks.FLOATS)
+    checks.vector("rms_norm_quant", "weight", weight, size)
+    checks.scale("rms_norm_quant", "scale", scale, size)
+    x = x.float()
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    out = x * norm.square_().div_(size).add_(eps).rsqrt_()
+    if weight is not None:
+        out.mul_(weight)
+    return numerics.to_int8_(out.div_(scale))
+
+
 def rms_norm_quant_fake(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float) -> Tensor:
     return torch.empty_like(x, dtype=torch.int8, memory_format=torch.contiguous_format)
 
@@ -35,5 +49,5 @@ rms_norm_quant = register(
     "(Tensor x, Tensor? weight, Tensor scale, float eps) -> Tensor",
     reference=rms_norm_quant_reference,
     fake=rms_norm_quant_fake,
-    cpu=rms_norm_quant_reference,
+    cpu=rms_norm_quant_cpu,
 )

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quamba import numerics
+from quamba.ops.cpu.selective_scan import selective_scan_cpu, selective_scan_step_cpu
 from quamba.ops.registry import register
 
 
@@ -134,12 +135,12 @@ selective_scan = register(
     _COMMON + " Tensor(a!)? state) -> Tensor",
     reference=selective_scan_reference,
     fake=selective_scan_fake,
-    cpu=selective_scan_reference,
+    cpu=selective_scan_cpu,
 )
 selective_scan_step = register(
     "selective_scan_step",
     _COMMON + " Tensor(a!) state) -> Tensor",
     reference=selective_scan_step_reference,
     fake=selective_scan_fake,
-    cpu=selective_scan_step_reference,
+    cpu=selective_scan_step_cpu,
 )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quamba import numerics
+from quamba.ops import checks
 
 # Elements advanced by one call, about where two cores begin to pay; and elements of a work buffer, of which
 # there are two, float32: together they fit the second-level caches.
@@ -98,6 +99,36 @@ def _scan(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor)
     return y.reshape(batch, padded, inner)[:, :length]
 
 
+def _check(
+    op: str,
+    x: Tensor,
+    inner: tuple[tuple[str, Tensor | None, Tensor | None], ...],
+    state_wide: tuple[tuple[str, Tensor, Tensor | None], ...],
+    vectors: tuple[Tensor, Tensor],
+    A: Tensor,
+    out_scale: Tensor | None,
+    out_dtype: torch.dtype,
+    state: Tensor | None,
+) -> None:
+    """The checks that prefill and step share: (name, tensor, scale) of the tensors (..., D) and (..., N)."""
+    checks.float32(op, "A", A)
+    checks.dims(op, "A", A, 2)
+    leading = x.shape[:-1]
+    for group, size in ((inner, A.shape[0]), (state_wide, A.shape[1])):
+        for name, tensor, scale in group:
+            if tensor is not None:
+                checks.dtype(op, name, tensor, checks.INT8_OR_FLOAT)
+                checks.shape(op, name, tensor, (*leading, size))
+            checks.scale(op, f"{name}_scale", scale, size)
+    checks.vector(op, "dt_bias", vectors[0], A.shape[0])
+    checks.vector(op, "D", vectors[1], A.shape[0])
+    checks.scale(op, "out_scale", out_scale, A.shape[0])
+    checks.output(op, out_scale, out_dtype)
+    if state is not None:
+        checks.float32(op, "state", state)
+        checks.shape(op, "state", state, (leading[0], *A.shape))
+
+
 def selective_scan_cpu(
     x: Tensor,
     x_scale: Tensor | None,
@@ -117,16 +148,70 @@ def selective_scan_cpu(
     state: Tensor | None,
 ) -> Tensor:
     """See `selective_scan_reference`."""
+    checks.dims("selective_scan", "x", x, 3)
+    _check(
+        "selective_scan",
+        x,
+        (("x", x, x_scale), ("dt", dt, dt_scale), ("z", z, z_scale)),
+        (("B", B, B_scale), ("C", C, C_scale)),
+        (dt_bias, D),
+        A,
+        out_scale,
+        out_dtype,
+        state,
+    )
     x, dt, B, C = (
         numerics.dequantize(value, scale) for value, scale in ((x, x_scale), (dt, dt_scale), (B, B_scale), (C, C_scale))
     )
-    dt = F.softplus(dt + dt_bias.to(torch.float32))
+    dt = F.softplus(dt + dt_bias)
     shape = (x.shape[0], A.shape[1], A.shape[0])
     carried = x.new_zeros(shape) if state is None else state.transpose(1, 2).contiguous()
     y = _scan(dt, x, A.t().contiguous(), B, C, carried) if x.numel() else torch.zeros_like(x)
     if state is not None:
         state.copy_(carried.transpose(1, 2))
-    y.addcmul_(x, D.to(torch.float32))
+    y.addcmul_(x, D.float())
     if z is not None:
         y.mul_(F.silu(numerics.dequantize(z, z_scale), inplace=True))
+    return y.to(out_dtype) if out_scale is None else numerics.to_int8_(y.div_(out_scale))
+
+
+def selective_scan_step_cpu(
+    x: Tensor,
+    x_scale: Tensor | None,
+    dt: Tensor,
+    dt_scale: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    B: Tensor,
+    B_scale: Tensor | None,
+    C: Tensor,
+    C_scale: Tensor | None,
+    D: Tensor,
+    z: Tensor | None,
+    z_scale: Tensor | None,
+    out_scale: Tensor | None,
+    out_dtype: torch.dtype,
+    state: Tensor,
+) -> Tensor:
+    """See `selective_scan_step_reference`."""
+    checks.dims("selective_scan_step", "x", x, 2)
+    _check(
+        "selective_scan_step",
+        x,
+        (("x", x, x_scale), ("dt", dt, dt_scale), ("z", z, z_scale)),
+        (("B", B, B_scale), ("C", C, C_scale)),
+        (dt_bias, D),
+        A,
+        out_scale,
+        out_dtype,
+        state,
+    )
+    x = numerics.dequantize(x, x_scale)
+    dt = F.softplus(numerics.dequantize(dt, dt_scale) + dt_bias)
+    state.mul_((dt.unsqueeze(2) * A).exp_())
+    state.addcmul_((dt * x).unsqueeze(2), numerics.dequantize(B, B_scale).unsqueeze(1))
+    y = torch.bmm(state, numerics.dequantize(C, C_scale).unsqueeze(2)).squeeze(2)
+    y.addcmul_(x, D.float())
+    if z is not None:
+        y.mul_(F.silu(numerics.dequantize(z, z_scale)))
     return y.to(out_dtype) if out_scale is None else numerics.to_int8_(y.div_(out_scale))
