@@ -236,10 +236,10 @@ class QuantizedMixer(nn.Module):
         if route.rotate_x:
             x_in, x_in_scale = self._rotated(x, "x")
             x, x_scale = ops.hadamard_inverse(numerics.dequantize(x_in, x_in_scale)), None
-        elif route.channel_x:
-            x_in_scale = self.x_unit_scale
         elif route.token_x:
             x, x_scale = numerics.dequantize(x, x_scale), None
+        if route.channel_x:
+            x_in_scale = self.x_unit_scale
         if route.smooth_g:
             x_scale = self.x_scan_scale
 
