@@ -42,11 +42,9 @@ def causal_conv1d_reference(
         x = torch.where(mask.to(torch.bool)[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
     context = x.new_zeros(x.shape[0], width, x.shape[2]) if conv_state is None else conv_state.transpose(1, 2)
     full = torch.cat([context, x], dim=1)  # (B, K + L, D)
-    acc = F.conv1d(
-        full[:, 1:].transpose(1, 2).to(torch.float32),
-        weight.to(torch.float32)[:, None, :],
-        groups=weight.shape[0],
-    ).transpose(1, 2)
+    acc = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    for k in range(width):
+        acc = acc + full[:, 1 + k : 1 + k + x.shape[1]].to(torch.float32) * weight[:, k].to(torch.float32)
     for scale in (x_scale, weight_scale):
         acc = acc if scale is None else acc * scale
     if bias is not None:
