@@ -25,4 +25,4 @@ hadamard_inverse = register(
     cpu=_hadamard.inverse,
 )
 # Two library GEMMs are this op's CUDA implementation: it is on no fast path.
-LIBRARY.impl("hadamard_inverse", _hadamard.inverse, "CUDA")
+LIBRARY.impl("hadamard_inverse", _hadamard.inverse, "CUDA")  # type: ignore[no-untyped-call]
