@@ -124,7 +124,7 @@ def fill_mixer(
             # A clone, so that the float model can be freed.
             setattr(target, buffer, tensors[name].detach().to(getattr(target, buffer).dtype, copy=True))
     if transforms.g_divisor is not None:
-        target.g_divisor = transforms.g_divisor.detach().to(torch.float32)
+        target.g_divisor = transforms.g_divisor.detach().to(target.g_divisor.dtype)
     target.finalize()
     return target
 

@@ -114,7 +114,7 @@ class QuantizedMixer(nn.Module):
             if spec is not None and spec.granularity != "token":
                 float_tensor(f"{site}_scale", *self.scale_shape(site, spec), dtype=torch.float32)
         if format.step("smooth_output") is not None:
-            float_tensor("g_divisor", c.d_inner, dtype=torch.float32)
+            float_tensor("g_divisor", c.d_inner)
         for name, shape in self._derived_shapes().items():
             self.register_buffer(name, torch.empty(shape, dtype=torch.float32, device=device), persistent=False)
         self.eval()
@@ -159,8 +159,8 @@ class QuantizedMixer(nn.Module):
             self.x_unit_scale = torch.ones((), dtype=torch.float32, device=self.A.device)
         if self.route.smooth_g:
             # A rotated x is dequantized before the scan: its scale is spent.
-            x_scale = self.x_scale if self.route.static_x else torch.ones_like(self.g_divisor)
-            self.x_scan_scale = x_scale / self.g_divisor
+            divisor = self.g_divisor.to(torch.float32)
+            self.x_scan_scale = (self.x_scale if self.route.static_x else torch.ones_like(divisor)) / divisor
         self.ready = True
 
     def state_dtype(self) -> torch.dtype:
@@ -236,10 +236,10 @@ class QuantizedMixer(nn.Module):
         if route.rotate_x:
             x_in, x_in_scale = self._rotated(x, "x")
             x, x_scale = ops.hadamard_inverse(numerics.dequantize(x_in, x_in_scale)), None
-        elif route.channel_x:
-            x_in_scale = self.x_unit_scale
         elif route.token_x:
             x, x_scale = numerics.dequantize(x, x_scale), None
+        if route.channel_x:
+            x_in_scale = self.x_unit_scale
         if route.smooth_g:
             x_scale = self.x_scan_scale
 
