@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quamba import numerics
 from quamba.ops import checks
-from quamba.ops.registry import register
+from quamba.ops.registry import float64_in, register
 
 
 def causal_conv1d_reference(
@@ -43,11 +43,9 @@ def causal_conv1d_reference(
     context = x.new_zeros(x.shape[0], width, x.shape[2]) if conv_state is None else conv_state.transpose(1, 2)
     full = torch.cat([context, x], dim=1)  # (B, K + L, D)
     wide = torch.promote_types(x.dtype, torch.float32)
-    acc = F.conv1d(
-        full[:, 1:].transpose(1, 2).to(wide),
-        weight.to(wide)[:, None, :],
-        groups=weight.shape[0],
-    ).transpose(1, 2)
+    acc = torch.zeros(x.shape, dtype=wide, device=x.device)
+    for k in range(width):
+        acc = acc + full[:, 1 + k : 1 + k + x.shape[1]].to(wide) * weight[:, k].to(wide)
     for scale in (x_scale, weight_scale):
         acc = acc if scale is None else acc * scale
     if bias is not None:
@@ -208,12 +206,12 @@ causal_conv1d = register(
     _COMMON + "Tensor? mask, Tensor(a!)? conv_state) -> Tensor",
     reference=causal_conv1d_reference,
     fake=causal_conv1d_fake,
-    cpu=causal_conv1d_cpu,
+    cpu=float64_in(causal_conv1d_reference, causal_conv1d_cpu),
 )
 causal_conv1d_step = register(
     "causal_conv1d_step",
     _COMMON + "Tensor(a!) conv_state) -> Tensor",
     reference=causal_conv1d_step_reference,
     fake=causal_conv1d_step_fake,
-    cpu=causal_conv1d_step_cpu,
+    cpu=float64_in(causal_conv1d_step_reference, causal_conv1d_step_cpu),
 )

@@ -32,7 +32,7 @@ def rms_norm_quant_cpu(x: Tensor, weight: Tensor | None, scale: Tensor, eps: flo
     checks.dtype("rms_norm_quant", "x", x, checks.FLOATS)
     checks.vector("rms_norm_quant", "weight", weight, size)
     checks.scale("rms_norm_quant", "scale", scale, size)
-    x = x.float()
+    x = x.float().contiguous()
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     out = x * norm.square_().div_(size).add_(eps).rsqrt_()
     if weight is not None:

@@ -134,7 +134,7 @@ def linear_cpu(
     folded_out_scale = out_scale if residual is None else None
     scale, offset = _folded(weight, None if per_token else x_scale, weight_scale, bias, folded_out_scale)
     inner = None if per_token else offset
-    rows = x if x.dim() == 2 else x.reshape(-1, depth)
+    rows = x if x.dim() == 2 else x.reshape(shape[:-1].numel(), depth)
     if _onednn_pays(rows, weight):
         fused = not per_token and residual is None and out_dtype in _ONEDNN_OUTPUTS
         out = _onednn(rows, _packed(weight), scale, inner, out_dtype if fused else torch.float32)

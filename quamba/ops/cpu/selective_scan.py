@@ -96,7 +96,7 @@ def _scan(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor)
             out[here] = block.advance(dt[here], dtx[here], A[:, columns], B[at], C[at])
             block.start_at[0].copy_(block.start_at[-1])
         state[lines, :, columns] = block.start_at[-1]
-    return y.reshape(batch, padded, inner)[:, :length]
+    return y.reshape(batch, padded, inner)[:, :length].contiguous()
 
 
 def _check(
