@@ -15,8 +15,8 @@ from quamba.checkpoint import layout, load, save
 from quamba.errors import CheckpointError
 from tests.checkpoint.files import logits, quantized
 
-CASES = 2000
-SECONDS = 60
+CASES = 1250
+CPU_SECONDS = 30
 
 Mutation = Callable[[random.Random, bytes], bytes]
 
@@ -96,10 +96,9 @@ def exchange_names(dice: random.Random, data: bytes) -> bytes:
     one, other = dice.sample([name for name in content if name != "__metadata__"], 2)
     content[one], content[other] = content[other], content[one]
     if dice.random() < 0.5:
-        seal = json.loads(content["__metadata__"]["quamba"])
-        sums = seal["tensors"]
-        sums[one], sums[other] = sums[other], sums[one]
-        content["__metadata__"]["quamba"] = json.dumps(seal)
+        checksums = content["__metadata__"]["quamba.tensors"].split()
+        dice.shuffle(checksums)
+        content["__metadata__"]["quamba.tensors"] = " ".join(checksums)
     return with_header(json.dumps(content).encode(), rest)
 
 
@@ -174,7 +173,7 @@ def test_damaged_checkpoints_raise_or_load_bit_equal(tmp_path: Path, size: str) 
     dice = random.Random(20)
     names = [name for name, (_, share) in files.items() for _ in range(share)]
     outcomes: Counter[tuple[str, str]] = Counter()
-    start = time.monotonic()
+    start = time.process_time()
     for case in range(CASES):
         name = dice.choice(names)
         mutation = dice.choice(files[name][0])
@@ -193,7 +192,7 @@ def test_damaged_checkpoints_raise_or_load_bit_equal(tmp_path: Path, size: str) 
         assert (outcome == "raised") == (str(tmp_path) in message)
         outcomes[name, outcome] += 1
         (tmp_path / name).write_bytes(whole[name])
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < CPU_SECONDS
     print(dict(outcomes))
     for name in files:
         assert outcomes[name, "raised"] > 100 or name == layout.GENERATION_CONFIG

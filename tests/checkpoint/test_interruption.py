@@ -18,9 +18,6 @@ from quamba.checkpoint import container, directory, load, save
 from quamba.errors import CheckpointError
 from tests.checkpoint.files import assert_same, logits, quantized
 
-SCALE = "backbone.layers.1.mixer.x_scale"
-QWEIGHT = "backbone.layers.0.mixer.in_proj.qweight"
-
 
 class Injected(Exception):
     """Raised in place of a step of the save."""

@@ -77,13 +77,12 @@ def ours(**changes: Any) -> Callable[[Path], None]:
     return config(lambda content: content["quantization_config"].update(changes))
 
 
-def seal(**changes: Any) -> Callable[[Path], None]:
+def seal(**changes: str) -> Callable[[Path], None]:
     def change(path: Path) -> None:
-        found = metadata(weights(path))
-        content = json.loads(found["quamba"]) | changes
+        found = metadata(weights(path)) | {name.replace("_", ".", 1): text for name, text in changes.items()}
         tensors = contents(weights(path))
         weights(path).unlink()
-        container.write(weights(path), tensors, found | {"quamba": json.dumps(content)})
+        container.write(weights(path), tensors, found)
 
     return change
 
@@ -117,8 +116,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "negative scale": (put(QWEIGHT.replace("q", "") + "_scale", lambda t: -t), "weight_scale.*not positive"),
     "unknown version": (ours(format_version=2), "config.json.*format_version 2.*expected 1"),
     "version of another type": (ours(format_version=True), "format_version True"),
-    "unknown version of the seal": (seal(format_version=2), "model.safetensors.*format_version 2"),
-    "malformed checksums": (seal(tensors=[]), "checksums"),
+    "unknown version of the seal": (seal(quamba_format_version="2"), "model.safetensors.*format_version '2'"),
+    "checksums of fewer tensors": (seal(quamba_tensors="x"), "model.safetensors.*found 1 checksums"),
+    "other checksums": (seal(quamba_config="x"), "config.json.*checksum"),
+    "more metadata": (seal(more="x"), "model.safetensors.*metadata.*more"),
+    "another framework": (seal(format="tf"), "metadata"),
     "another method": (ours(quant_method="gptq"), "quant_method"),
     "no quantization_config": (config(lambda c: c.pop("quantization_config")), "quantization_config"),
     "no recipe": (config(lambda c: c["quantization_config"].pop("recipe")), "config.json.*recipe"),

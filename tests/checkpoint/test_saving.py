@@ -18,7 +18,6 @@ from tests.checkpoint.files import assert_same, quantized
 from tests.tiny import make_model
 
 SCALE = "backbone.layers.1.mixer.x_scale"
-QWEIGHT = "backbone.layers.0.mixer.in_proj.qweight"
 
 
 def cast(model: Any) -> None:

@@ -17,9 +17,6 @@ from quamba.errors import CheckpointError
 from tests.checkpoint.files import assert_same, rewrite_config
 from tests.tiny import VOCABULARY, token_ids
 
-SCALE = "backbone.layers.1.mixer.x_scale"
-QWEIGHT = "backbone.layers.0.mixer.in_proj.qweight"
-
 
 @dataclasses.dataclass
 class MambaConfig:
