@@ -3,15 +3,18 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, MambaForCausalLM
+from transformers.utils import hub
 
 import quamba
 from quamba.checkpoint import layout, load, save
@@ -213,3 +216,20 @@ def test_a_process_without_quamba_gets_an_error_and_no_model(tmp_path: Path, rec
     )
     assert "without quamba: You set `ignore_mismatched_sizes` to `False`" in result.stdout
     assert "with quamba: QuambaQuantizer" in result.stdout
+
+
+def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = quantized()
+    card = SimpleNamespace(save=lambda path: Path(path).write_text("a card"))
+    api = SimpleNamespace(create_repo=lambda *args, **options: SimpleNamespace(repo_id="somebody/model"))
+    monkeypatch.setattr(hub, "hf_api", lambda *args, **options: api)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *args, **options: card)
+    uploaded = tmp_path / "uploaded"
+
+    def upload(self: Any, working_dir: str, repo_id: str, *args: Any, **options: Any) -> None:
+        shutil.copytree(working_dir, uploaded)
+
+    monkeypatch.setattr(MambaForCausalLM, "_upload_modified_files", upload)
+    model.push_to_hub("somebody/model")
+    assert (uploaded / "README.md").read_text() == "a card"
+    assert_same(from_pretrained(uploaded), model)
