@@ -1,5 +1,7 @@
 """rms_norm_quant: RMSNorm, then int8 with a static scale, in one rounding."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,12 @@ def rms_norm_quant_reference(x: Tensor, weight: Tensor | None, scale: Tensor, ep
     return numerics.quantize(x, scale)
 
 
+@lru_cache
+def _constant(value: float) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
 def rms_norm_quant_cpu(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float) -> Tensor:
     size = x.shape[-1]
     checks.dtype("rms_norm_quant", "x", x, checks.FLOATS)
@@ -34,7 +42,7 @@ def rms_norm_quant_cpu(x: Tensor, weight: Tensor | None, scale: Tensor, eps: flo
     checks.scale("rms_norm_quant", "scale", scale, size)
     x = x.float().contiguous()
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    out = x * norm.square_().div_(size).add_(eps).rsqrt_()
+    out = x * torch.addcmul(_constant(eps), norm, norm, value=1 / size).rsqrt_()
     if weight is not None:
         out.mul_(weight)
     return numerics.to_int8_(out.div_(scale))
