@@ -203,7 +203,7 @@ def causal_conv1d_step_cpu(
     window = torch.roll(conv_state, -1)
     window.select(2, -1).copy_(x)
     conv_state.copy_(window)
-    acc = torch.matmul(window.float() * parameters.taps, parameters.ones)
+    acc = torch.matmul(window * parameters.taps, parameters.ones)
     return _finish(acc, parameters, None, out_scale, out_dtype)
 
 

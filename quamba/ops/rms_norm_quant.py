@@ -7,6 +7,7 @@ from torch import Tensor
 
 from quamba import numerics
 from quamba.ops import checks
+from quamba.ops.cache import Derived
 from quamba.ops.registry import register
 
 
@@ -35,6 +36,9 @@ def _constant(value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float32, device="cpu")
 
 
+_gain = Derived(lambda weight, scale: weight.float() / scale)
+
+
 def rms_norm_quant_cpu(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float) -> Tensor:
     size = x.shape[-1]
     checks.dtype("rms_norm_quant", "x", x, checks.FLOATS)
@@ -43,9 +47,9 @@ def rms_norm_quant_cpu(x: Tensor, weight: Tensor | None, scale: Tensor, eps: flo
     x = x.float().contiguous()
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     out = x * torch.addcmul(_constant(eps), norm, norm, value=1 / size).rsqrt_()
-    if weight is not None:
-        out.mul_(weight)
-    return numerics.to_int8_(out.div_(scale))
+    if weight is None:
+        return numerics.to_int8_(out.div_(scale))
+    return numerics.to_int8_(out.mul_(_gain(weight, scale)))
 
 
 def rms_norm_quant_fake(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float) -> Tensor:

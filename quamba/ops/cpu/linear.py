@@ -147,9 +147,10 @@ def linear_cpu(
         out = _onednn(rows, _packed(weight), scale, inner, out_dtype if fused else torch.float32)
         scaled = True
     else:
-        out = torch._int_mm(rows, weight.t()).float()
+        out = torch._int_mm(rows, weight.t())
     if not scaled:
-        out = out.mul_(scale) if inner is None else torch.addcmul(inner, out, scale)
+        # int32 * float32 is float32, in one call.
+        out = out * scale if inner is None else torch.addcmul(inner, out.float(), scale)
     out = out if len(shape) == 2 else out.view(*leading, size)
     if fused:
         return out

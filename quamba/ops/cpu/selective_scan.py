@@ -102,11 +102,27 @@ def _scan(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor)
 
 
 class _Parameters(NamedTuple):
-    """What is derived from the parameters, float32: A^T (N, D), the bias and D (D,)."""
+    """What is derived from the parameters: float32, and scales that are vectors, or None."""
 
-    A: Tensor
+    A: Tensor  # transposed: (N, D)
     dt_bias: Tensor
     D: Tensor
+    x_scale: Tensor | None
+    dt_scale: Tensor | None
+    z_scale: Tensor | None
+    B_scale: Tensor | None
+    C_scale: Tensor | None
+
+
+def _vector(scale: Tensor | None, size: int) -> Tensor | None:
+    return None if scale is None else scale.expand(size).clone()
+
+
+def _scaled(value: Tensor, scale: Tensor | None) -> Tensor:
+    """value * scale in float32. int8 * float32 vector is float32: one call, which counts in a step of twenty."""
+    if scale is None or value.dtype is not torch.int8:
+        return numerics.dequantize(value, scale)
+    return value * scale
 
 
 def _prepare(A: Tensor, dt_bias: Tensor, D: Tensor, *scales: Tensor | None) -> _Parameters:
@@ -125,6 +141,11 @@ def _prepare(A: Tensor, dt_bias: Tensor, D: Tensor, *scales: Tensor | None) -> _
         A=A.t().clone(memory_format=torch.contiguous_format),
         dt_bias=dt_bias.to(torch.float32, copy=True),
         D=D.to(torch.float32, copy=True),
+        x_scale=_vector(scales[0], inner),
+        dt_scale=_vector(scales[1], inner),
+        z_scale=_vector(scales[2], inner),
+        B_scale=_vector(scales[4], size),
+        C_scale=_vector(scales[5], size),
     )
 
 
@@ -220,13 +241,13 @@ def selective_scan_step_cpu(
     checks.dims("selective_scan_step", "x", x, 2)
     checks.output("selective_scan_step", out_scale, out_dtype)
     _check_inputs("selective_scan_step", A, x, dt, z, B, C, state)
-    x = numerics.dequantize(x, x_scale)
-    dt = F.softplus(numerics.dequantize(dt, dt_scale) + parameters.dt_bias)
+    x = _scaled(x, parameters.x_scale)
+    dt = F.softplus(_scaled(dt, parameters.dt_scale) + parameters.dt_bias)
     drive = (dt * x).unsqueeze(2)
     state.mul_((dt.unsqueeze(2) * A).exp_())
-    state.addcmul_(drive, numerics.dequantize(B, B_scale).unsqueeze(1))
-    y = torch.bmm(state, numerics.dequantize(C, C_scale).unsqueeze(2)).squeeze(2)
+    state.addcmul_(drive, _scaled(B, parameters.B_scale).unsqueeze(1))
+    y = torch.bmm(state, _scaled(C, parameters.C_scale).unsqueeze(2)).squeeze(2)
     y.addcmul_(x, parameters.D)
     if z is not None:
-        y.mul_(F.silu(numerics.dequantize(z, z_scale)))
+        y.mul_(F.silu(_scaled(z, parameters.z_scale)))
     return numerics.finish_(y, out_scale, out_dtype)
