@@ -141,7 +141,8 @@ def find_transforms(recipe: Recipe, mixers: Mapping[int, Mixer], statistics: Sta
             step = format.step(step_name)
             if step is not None and step.alpha is not None:
                 columns = tensors[f"{weight}.weight"].abs().amax(dim=0)
-                divisors[site] = smoothing_divisor(statistics.alpha(f"layers.{layer}.{site}"), columns, step.alpha)
+                divisor = smoothing_divisor(statistics.alpha(f"layers.{layer}.{site}"), columns, step.alpha)
+                divisors[site] = _storable(divisor, tensors["norm.weight"] if site == "u" else None, mixer.config.dtype)
         found[layer] = Transforms(
             u_divisor=divisors["u"],
             rotate_u=any(step.name == "rotate_residual" for step in recipe.steps),
@@ -150,6 +151,15 @@ def find_transforms(recipe: Recipe, mixers: Mapping[int, Mixer], statistics: Sta
             rotate_g=format.step("rotate_output") is not None,
         )
     return found
+
+
+def _storable(divisor: Tensor, gamma: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The nearest divisor for which what is stored in the model's dtype is exact: itself, or gamma / divisor."""
+    if gamma is None:
+        return divisor.to(dtype).to(torch.float32)
+    gamma = gamma.to(torch.float32)
+    stored = (gamma / divisor).to(dtype).to(torch.float32)
+    return torch.where(stored == 0, torch.ones_like(divisor), gamma / stored)
 
 
 @torch.no_grad()

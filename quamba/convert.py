@@ -118,13 +118,22 @@ def fill_mixer(
         target.conv_qweight, target.conv_weight_scale = numerics.quantize_weight(
             tensors["conv.weight"], per_channel=conv.granularity == "channel"
         )
-    for name in ("norm.weight", "conv.bias", "d_norm.weight", "B_norm.weight", "C_norm.weight", "dt_bias", "A_log", "D"):
+    for name in (
+        "norm.weight",
+        "conv.bias",
+        "d_norm.weight",
+        "B_norm.weight",
+        "C_norm.weight",
+        "dt_bias",
+        "A_log",
+        "D",
+    ):
         if name in tensors:
             buffer = name.replace(".", "_")
             # A clone, so that the float model can be freed.
             setattr(target, buffer, tensors[name].detach().to(getattr(target, buffer).dtype, copy=True))
     if transforms.g_divisor is not None:
-        target.g_divisor = transforms.g_divisor.detach().to(torch.float32)
+        target.g_divisor = transforms.g_divisor.detach().to(target.g_divisor.dtype)
     target.finalize()
     return target
 

@@ -72,8 +72,8 @@ def finish_(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
 
 
 def dequantize(q: Tensor, scale: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return q * scale in `dtype`; with scale None, q itself in `dtype`."""
-    x = q.float()
+    """Return q * scale in `dtype`, computed in float32 (float64 for float64); with scale None, q itself in `dtype`."""
+    x = q.to(torch.promote_types(q.dtype, torch.float32))
     if scale is not None:
         x = x * scale if x is q else x.mul_(scale)
     return x if dtype is torch.float32 else x.to(dtype)

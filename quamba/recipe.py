@@ -122,6 +122,10 @@ class Override:
     pattern: str
     spec: QuantSpec | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise RecipeError(f"found pattern {self.pattern!r}; expected a glob such as 'layers.*.x'")
+
     def matches(self, address: str) -> bool:
         """True where the pattern matches the address or what holds it."""
         return any(fnmatch.fnmatchcase(part, self.pattern) for part in (address, address.rpartition(".")[0]) if part)
@@ -180,6 +184,8 @@ class Recipe:
     overrides: tuple[Override, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise RecipeError(f"found the name {self.name!r}; expected text")
         for kind, found, expected in (
             ("activations", self.activations, {*BLOCK_ACTIVATIONS, "head.input"}),
             ("weights", self.weights, {*BLOCK_WEIGHTS, "head.weight", "embedding"}),
@@ -201,8 +207,10 @@ class Recipe:
 
     def spec(self, address: str) -> QuantSpec | None:
         """The spec of one address, overrides applied. Raises RecipeError for one that does not exist."""
-        site = address.rpartition(".")[2] if address.startswith("layers.") else address
-        if site not in _ALLOWED:
+        parts = address.split(".")
+        block = len(parts) == 3 and parts[0] == "layers" and parts[1].isdecimal()
+        site = parts[2] if block else address
+        if site not in ((*BLOCK_ACTIVATIONS, *BLOCK_WEIGHTS) if block else MODEL_ADDRESSES):
             raise RecipeError(f"found address {address!r}; expected 'layers.<i>.<site>' or one of {MODEL_ADDRESSES}")
         spec = self.activations[site] if site in self.activations else self.weights[site]
         for override in self.overrides:
@@ -266,7 +274,9 @@ class Recipe:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise RecipeError(f"found text that is not JSON ({error}); expected the form of Recipe.to_json()") from error
+            raise RecipeError(
+                f"found text that is not JSON ({error}); expected the form of Recipe.to_json()"
+            ) from error
         return cls.from_dict(data)
 
 

@@ -111,4 +111,5 @@ def smoothing_divisor(activation_alpha: Tensor, weight_alpha: Tensor, strength: 
     a = activation_alpha.to(torch.float32).clamp(min=floor)
     w = weight_alpha.to(torch.float32).clamp(min=floor)
     log = strength * a.log() - (1 - strength) * w.log()
-    return (log - log.mean()).clamp(-12, 12).exp()
+    # Within what every dtype of a model holds as a normal number.
+    return (log - log.mean()).clamp(-9, 9).exp()

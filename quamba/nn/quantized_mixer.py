@@ -64,6 +64,32 @@ class QuantizedMixer(nn.Module):
     are filled.
     """
 
+    norm_weight: Tensor
+    conv_weight: Tensor
+    conv_qweight: Tensor
+    conv_weight_scale: Tensor
+    conv_bias: Tensor
+    d_norm_weight: Tensor
+    B_norm_weight: Tensor
+    C_norm_weight: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+    x0_scale: Tensor
+    z_scale: Tensor
+    x_scale: Tensor
+    d_scale: Tensor
+    B_scale: Tensor
+    C_scale: Tensor
+    dt_scale: Tensor
+    g_scale: Tensor
+    g_divisor: Tensor
+    A: Tensor
+    xz_scale: Tensor
+    dbc_scale: Tensor
+    x_unit_scale: Tensor
+    x_scan_scale: Tensor
+
     def __init__(self, config: BlockConfig, format: BlockFormat, device: torch.device | str = "meta") -> None:
         """Make an empty mixer; fill it with quamba.convert.fill_mixer or from a state dict."""
         super().__init__()
@@ -114,7 +140,7 @@ class QuantizedMixer(nn.Module):
             if spec is not None and spec.granularity != "token":
                 float_tensor(f"{site}_scale", *self.scale_shape(site, spec), dtype=torch.float32)
         if format.step("smooth_output") is not None:
-            float_tensor("g_divisor", c.d_inner, dtype=torch.float32)
+            float_tensor("g_divisor", c.d_inner)
         for name, shape in self._derived_shapes().items():
             self.register_buffer(name, torch.empty(shape, dtype=torch.float32, device=device), persistent=False)
         self.eval()
@@ -159,8 +185,8 @@ class QuantizedMixer(nn.Module):
             self.x_unit_scale = torch.ones((), dtype=torch.float32, device=self.A.device)
         if self.route.smooth_g:
             # A rotated x is dequantized before the scan: its scale is spent.
-            x_scale = self.x_scale if self.route.static_x else torch.ones_like(self.g_divisor)
-            self.x_scan_scale = x_scale / self.g_divisor
+            divisor = self.g_divisor.to(torch.float32)
+            self.x_scan_scale = (self.x_scale if self.route.static_x else torch.ones_like(divisor)) / divisor
         self.ready = True
 
     def state_dtype(self) -> torch.dtype:
@@ -223,6 +249,8 @@ class QuantizedMixer(nn.Module):
             hidden = hidden[:, 0]
 
         u, u_scale = self._normed(hidden, "u", self.norm_weight, c.norm_eps)
+        x0_scale: Tensor | None
+        z_scale: Tensor | None
         if route.fused_xz:
             x0, z = self.in_proj(u, u_scale, out_dtype=torch.int8, out_scale=self.xz_scale).split(c.d_inner, dim=-1)
             x0_scale, z_scale = self.x0_scale, self.z_scale
@@ -236,10 +264,10 @@ class QuantizedMixer(nn.Module):
         if route.rotate_x:
             x_in, x_in_scale = self._rotated(x, "x")
             x, x_scale = ops.hadamard_inverse(numerics.dequantize(x_in, x_in_scale)), None
-        elif route.channel_x:
-            x_in_scale = self.x_unit_scale
         elif route.token_x:
             x, x_scale = numerics.dequantize(x, x_scale), None
+        if route.channel_x:
+            x_in_scale = self.x_unit_scale
         if route.smooth_g:
             x_scale = self.x_scan_scale
 

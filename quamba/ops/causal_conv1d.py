@@ -10,7 +10,7 @@ from torch import Tensor
 from quamba import numerics
 from quamba.ops import checks
 from quamba.ops.cache import Derived
-from quamba.ops.registry import register
+from quamba.ops.registry import float64_in, register
 
 
 def causal_conv1d_reference(
@@ -24,7 +24,7 @@ def causal_conv1d_reference(
     mask: Tensor | None,
     conv_state: Tensor | None,
 ) -> Tensor:
-    """SiLU(sum_k weight[:, k] x[t - K + 1 + k] + bias) per channel, quantized with out_scale.
+    """SiLU(sum_k weight[:, k] x[t - K + 1 + k] + bias) per channel, in float32 (float64 for float64 x).
 
     Args:
         x: (B, L, D) int8 with x_scale, or float without; any strides.
@@ -46,16 +46,17 @@ def causal_conv1d_reference(
         x = torch.where(mask.to(torch.bool)[..., None], x, torch.zeros((), dtype=x.dtype, device=x.device))
     context = x.new_zeros(x.shape[0], width, x.shape[2]) if conv_state is None else conv_state.transpose(1, 2)
     full = torch.cat([context, x], dim=1)  # (B, K + L, D)
-    acc = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    acc = torch.zeros(x.shape, dtype=wide, device=x.device)
     for k in range(width):
-        acc = acc + full[:, 1 + k : 1 + k + x.shape[1]].to(torch.float32) * weight[:, k].to(torch.float32)
+        acc = acc + full[:, 1 + k : 1 + k + x.shape[1]].to(wide) * weight[:, k].to(wide)
     for scale in (x_scale, weight_scale):
         acc = acc if scale is None else acc * scale
     if bias is not None:
-        acc = acc + bias.to(torch.float32)
+        acc = acc + bias.to(wide)
     out = F.silu(acc)
     if mask is not None:
-        out = out * mask.to(torch.float32)[..., None]
+        out = out * mask.to(wide)[..., None]
     if conv_state is not None:
         conv_state.copy_(full[:, -width:].transpose(1, 2))
     return out.to(out_dtype) if out_scale is None else numerics.quantize(out, out_scale)
@@ -229,12 +230,12 @@ causal_conv1d = register(
     _COMMON + "Tensor? mask, Tensor(a!)? conv_state) -> Tensor",
     reference=causal_conv1d_reference,
     fake=causal_conv1d_fake,
-    cpu=causal_conv1d_cpu,
+    cpu=float64_in(causal_conv1d_reference, causal_conv1d_cpu),
 )
 causal_conv1d_step = register(
     "causal_conv1d_step",
     _COMMON + "Tensor(a!) conv_state) -> Tensor",
     reference=causal_conv1d_step_reference,
     fake=causal_conv1d_step_fake,
-    cpu=causal_conv1d_step_cpu,
+    cpu=float64_in(causal_conv1d_step_reference, causal_conv1d_step_cpu),
 )
