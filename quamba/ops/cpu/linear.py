@@ -21,6 +21,7 @@ _FLOAT_WEIGHT = 1 << 16
 _FLOAT_PRODUCTS = 1 << 17
 _INTEGER_WEIGHT = 1 << 20
 _INTEGER_PRODUCTS = 1 << 22
+_INTEGER_RESULTS = 1 << 14
 _ONEDNN_OUTPUTS = (torch.int8, torch.float32, torch.bfloat16)
 
 
@@ -102,9 +103,12 @@ def _prepare(
 _plan = Derived(_prepare)
 
 
-def _onednn_pays(products: int, weight: Tensor) -> bool:
-    """Whether M K N products are enough for oneDNN; an inference tensor would be packed at every call."""
-    large = products > _INTEGER_PRODUCTS or weight.numel() > _INTEGER_WEIGHT
+def _onednn_pays(products: int, results: int, weight: Tensor) -> bool:
+    """Whether M K N products or M N results are enough for oneDNN, whose epilogue is fused.
+
+    An inference tensor would be packed at every call.
+    """
+    large = products > _INTEGER_PRODUCTS or results > _INTEGER_RESULTS or weight.numel() > _INTEGER_WEIGHT
     return large and products > 0 and not weight.is_inference() and onednn_is_exact()
 
 
@@ -137,12 +141,13 @@ def linear_cpu(
     if per_token:
         checks.shape("linear", "x_scale", x_scale, (*leading, 1))
     rows = x if len(shape) == 2 else x.reshape(leading.numel(), depth)
-    products = len(rows) * size * depth
+    results = len(rows) * size
+    products = results * depth
     inner = None if per_token else offset
     scaled = fused = False
     if floats is not None and products <= _FLOAT_PRODUCTS:
         out = torch.mm(rows.float(), floats)
-    elif _onednn_pays(products, weight):
+    elif _onednn_pays(products, results, weight):
         fused = not per_token and residual is None and out_dtype in _ONEDNN_OUTPUTS
         out = _onednn(rows, _packed(weight), scale, inner, out_dtype if fused else torch.float32)
         scaled = True
