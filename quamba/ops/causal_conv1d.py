@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quamba import numerics
 from quamba.ops import checks
-from quamba.ops.registry import register
+from quamba.ops.registry import float64_in, register
 
 
 def causal_conv1d_reference(
@@ -206,12 +206,12 @@ causal_conv1d = register(
     _COMMON + "Tensor? mask, Tensor(a!)? conv_state) -> Tensor",
     reference=causal_conv1d_reference,
     fake=causal_conv1d_fake,
-    cpu=causal_conv1d_cpu,
+    cpu=float64_in(causal_conv1d_reference, causal_conv1d_cpu),
 )
 causal_conv1d_step = register(
     "causal_conv1d_step",
     _COMMON + "Tensor(a!) conv_state) -> Tensor",
     reference=causal_conv1d_step_reference,
     fake=causal_conv1d_step_fake,
-    cpu=causal_conv1d_step_cpu,
+    cpu=float64_in(causal_conv1d_step_reference, causal_conv1d_step_cpu),
 )

@@ -25,6 +25,7 @@ class Op:
     schema: str
     reference: Callable[..., Any]
     overload: Any
+    has_cuda: bool = False  # a CUDA implementation in Python, apart from the library of kernels
 
     def __call__(self, *args: Any) -> Any:
         if _reference_depth and _FORCE_REFERENCE.get():
@@ -42,6 +43,7 @@ def register(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     cpu: Callable[..., Any],
+    cuda: Callable[..., Any] | None = None,
 ) -> Op:
     """Define quamba::<name> and return it as a callable.
 
@@ -51,12 +53,24 @@ def register(
         reference: the plain PyTorch meaning of the op, on any device.
         fake: shapes and dtypes only.
         cpu: the fast CPU implementation.
+        cuda: a CUDA implementation in Python, for ops that the library of kernels does not have; None for the others.
     """
     LIBRARY.define(f"{name}{schema}")  # type: ignore[no-untyped-call]
     LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"quamba::{name}", fake, lib=LIBRARY)
-    OPS[name] = Op(name, schema, reference, getattr(torch.ops.quamba, name).default)
+    if cuda is not None:
+        LIBRARY.impl(name, cuda, "CUDA")
+    OPS[name] = Op(name, schema, reference, getattr(torch.ops.quamba, name).default, cuda is not None)
     return OPS[name]
+
+
+def float64_in(reference: Callable[..., Any], cpu: Callable[..., Any]) -> Callable[..., Any]:
+    """A CPU implementation that leaves a float64 first argument, which only exactness checks use, to the reference."""
+
+    def implementation(*args: Any) -> Any:
+        return (reference if args[0].dtype is torch.float64 else cpu)(*args)
+
+    return implementation
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from compare import FLOATS, check, randint8, randn, scales, sliced, strided
+from tests.cuda.compare import FLOATS, check, randint8, randn, scales, sliced, strided
 
 from quamba.ops import causal_conv1d, causal_conv1d_step
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from compare import FLOATS, check, randint8, scales
+from tests.cuda.compare import FLOATS, check, randint8, scales
 
 from quamba.ops import embedding
 

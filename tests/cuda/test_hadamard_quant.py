@@ -1,6 +1,6 @@
 import pytest
 import torch
-from compare import FLOATS, check, randn, scales, sliced, strided
+from tests.cuda.compare import FLOATS, check, randn, scales, sliced, strided
 
 from quamba.ops import hadamard, hadamard_quant
 
