@@ -336,6 +336,11 @@ class ChannelPercentile(Observer):
         assert other.largest is not None
         self._take(other.largest)
 
+    @property
+    def least(self) -> float:
+        """The lowest quantile that the kept values still tell."""
+        return max(0.0, 1 - (self.capacity - 1) / max(self.count - 1, 1))
+
     def quantile(self, p: float) -> Tensor:
         """float32 (D,): the p-quantile of each channel's magnitudes as torch.quantile defines it (linear), exactly.
 
@@ -348,11 +353,10 @@ class ChannelPercentile(Observer):
         rank = self.count - 1 - p * (self.count - 1)
         above, below = math.floor(rank), math.ceil(rank)
         if below >= self.largest.shape[0]:
-            least = 1 - (self.capacity - 1) / max(self.count - 1, 1)
             raise CalibrationError(
                 f"found percentile {p} per channel over {self.count} tokens, which needs the largest "
                 f"{below + 1} values of each channel; expected at most {self.capacity}: take a percentile of at least "
-                f"{math.ceil(least * 1e6) / 1e6:.6f}, fewer samples, or granularity 'tensor'"
+                f"{math.ceil(self.least * 1e6) / 1e6:.6f}, fewer samples, or granularity 'tensor'"
             )
         return torch.lerp(self.largest[above], self.largest[below], rank - above)
 

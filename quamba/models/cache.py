@@ -25,7 +25,7 @@ def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerSt
     if cache is None:
         return None
     entries = getattr(cache, "layers", ())
-    entry = entries[layer] if layer < len(entries) else None
+    entry: Any = entries[layer] if layer < len(entries) else None
     if not hasattr(entry, "conv_states"):
         found = type(cache).__name__ if entry is None else f"a cache layer of type {type(entry).__name__}"
         raise UnsupportedModelError(

@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from quamba.checkpoint import container, layout
 from tests.tiny import make_model, token_ids
 
 
-@cache
+@lru_cache(maxsize=None)
 def _quantized(family: str, recipe: str, dtype: torch.dtype, keep: tuple[str, ...], seed: int) -> nn.Module:
     model = make_model(family, dtype=dtype, seed=seed)
     return quamba.quantize(model, [token_ids(2, 16)], recipe, keep=keep, progress=False)
