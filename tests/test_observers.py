@@ -164,6 +164,23 @@ def test_channel_percentile_is_exact(p: float, cuts: tuple[int, ...]) -> None:
     assert clipped == pytest.approx(float((values.abs() > alpha).double().mean()), abs=1e-12)
 
 
+def test_channel_percentile_tells_every_quantile_that_it_keeps() -> None:
+    values = heavy_tailed(1000, 3)
+    observer = observed(lambda: ChannelPercentile(1.0, capacity=32), values)
+    assert isinstance(observer, ChannelPercentile)
+    for p in (observer.least + 1e-9, 0.98, 0.9995, 1.0):
+        expected = torch.quantile(values.abs().double(), p, dim=0)
+        torch.testing.assert_close(observer.quantile(p).double(), expected, rtol=1e-5, atol=0)
+    with pytest.raises(CalibrationError, match="expected at most 32"):
+        observer.quantile(observer.least - 1e-3)
+    few = observed(lambda: ChannelPercentile(1.0, capacity=32), values[:20])
+    assert isinstance(few, ChannelPercentile)
+    assert few.least == 0.0
+    torch.testing.assert_close(few.quantile(0.0), values[:20].abs().amin(dim=0))
+    with pytest.raises(CalibrationError, match="no values"):
+        ChannelPercentile(0.9).quantile(0.9)
+
+
 def test_channel_percentile_says_when_it_cannot_be_exact() -> None:
     observer = observed(lambda: ChannelPercentile(0.9, capacity=32), heavy_tailed(1000, 3))
     with pytest.raises(CalibrationError, match=r"needs the largest 101 .* at most 32.*at least 0\.96") as raised:

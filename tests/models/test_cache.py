@@ -99,6 +99,7 @@ def test_quantized_generation_equals_full_passes(family: str, recipe: str) -> No
     assert torch.equal(generate(model, ids), full_greedy(model, ids))
     beams = {"num_beams": 3, "num_return_sequences": 3}
     assert torch.equal(generate(model, ids, **beams), generate(model, ids, use_cache=False, **beams))
+    assert torch.equal(generate(model, ids, cache_implementation="static"), full_greedy(model, ids))
     samples = []
     for use_cache in (True, False):
         torch.manual_seed(0)
