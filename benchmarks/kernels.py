@@ -80,11 +80,11 @@ def int8(*shape: int) -> Tensor:
 
 
 def half(*shape: int) -> Tensor:
-    return torch.randn(*shape, device="cuda", dtype=torch.float16)
+    return torch.randn(shape, device="cuda", dtype=torch.float16)
 
 
 def scale(*shape: int) -> Tensor:
-    return torch.rand(*shape, device="cuda") * 0.02 + 0.01
+    return torch.rand(shape, device="cuda") * 0.02 + 0.01
 
 
 def linear_case(m: int, n: int, k: int, *, out: torch.dtype, residual: bool = False) -> Case:

@@ -103,7 +103,7 @@ void launch(const LinearParams& p, const Tensor& like) {
 
 Tensor quantized(const Tensor& x, const Tensor& scale) {
   std::array<StableIValue, 2> stack{torch::stable::detail::from(x), torch::stable::detail::from(scale)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("quamba::quantize", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("quamba::quantize", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

@@ -41,9 +41,13 @@ def is_ours(name: str) -> bool:
 
 
 def is_scale(name: str) -> bool:
-    """True for the tensors that are float32, finite and positive, whatever the model's dtype."""
-    leaf = name.rpartition(".")[2]
-    return leaf.endswith("_scale") or leaf == "g_divisor"
+    """True for the scales, which are float32 whatever the model's dtype."""
+    return name.endswith("_scale")
+
+
+def is_positive(name: str) -> bool:
+    """True for the tensors whose values must be finite and positive: scales and smoothing divisors."""
+    return is_scale(name) or name.rpartition(".")[2] == "g_divisor"
 
 
 def is_guard(entry: Entry) -> bool:

@@ -21,6 +21,7 @@ from quamba.checkpoint.layout import (
     WEIGHTS,
     config_checksum,
     is_guard,
+    is_positive,
     is_scale,
     parse_quantization_config,
     read_json,
@@ -96,7 +97,7 @@ class Manifest:
                     if tensor_checksum(name, tensor) != self.checksums[name]:
                         raise CheckpointError(f"{path}: tensor {name!r} differs from its checksum; {REMEDY}")
                     if not is_guard(entries[name]):
-                        check_scale(name, tensor, str(path))
+                        check_values(name, tensor, str(path))
                         yield name, tensor
 
     def check(self, expected: Mapping[str, Expected], *, mixed: bool = False) -> None:
@@ -142,11 +143,11 @@ def check_form(
         )
 
 
-def check_scale(name: str, tensor: Tensor, where: str) -> None:
-    """Raise CheckpointError where a scale is NaN, infinite or not positive."""
-    if is_scale(name) and not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
+def check_values(name: str, tensor: Tensor, where: str) -> None:
+    """Raise CheckpointError where a scale or a divisor is NaN, infinite or not positive."""
+    if is_positive(name) and not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
         raise CheckpointError(
-            f"{where}: tensor {name!r} holds a scale that is NaN, infinite or not positive; "
+            f"{where}: tensor {name!r} holds a value that is NaN, infinite or not positive; "
             "expected finite positive scales; quantize the model again"
         )
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from quamba.checkpoint import container, layout
 from quamba.checkpoint.directory import replacing
-from quamba.checkpoint.manifest import Expected, check_form, check_scale
+from quamba.checkpoint.manifest import Expected, check_form, check_values
 from quamba.checkpoint.skeleton import MAMBA_SSM, Skeleton, empty_skeleton
 from quamba.errors import CheckpointError
 from quamba.models.adapter import find_adapter, model_type_of
@@ -106,7 +106,7 @@ def _tensors(model: nn.Module, skeleton: Skeleton, dtype: torch.dtype, *, mixed:
         check_form(name, form, expected[name], where=where, mixed=mixed, remedy=remedy)
         if tensor.is_meta:
             raise CheckpointError(f"{where}: tensor {name!r} has no values; expected them in memory, not offloaded")
-        check_scale(name, tensor, where)
+        check_values(name, tensor, where)
     return found
 
 

@@ -25,7 +25,7 @@ class Dtype(str, Enum):
     float16 = "float16"
 
     @property
-    def torch(self) -> torch.dtype:
+    def as_torch(self) -> torch.dtype:
         """The dtype itself."""
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.value]
 
@@ -113,8 +113,8 @@ def load_model(name: str, *, dtype: Dtype | None, device: str) -> Any:
     if not folder.is_dir() and (folder.exists() or name.count("/") > 1 or name[:1] in ("/", ".", "~")):
         raise QuambaError(f"found no folder {name!r}; expected a local folder with a model, or a hub name")
     if folder.is_dir() and is_quantized(folder):
-        return load(folder, device=device, dtype=None if dtype is None else dtype.torch)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if dtype is None else dtype.torch)
+        return load(folder, device=device, dtype=None if dtype is None else dtype.as_torch)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if dtype is None else dtype.as_torch)
     return model.to(device).eval()
 
 

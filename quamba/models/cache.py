@@ -54,5 +54,6 @@ def padding_mask(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
 
 def drop_ties(model: torch.nn.Module) -> None:
     """Tell transformers that no parameters are tied any more: a tied head reads the embedding's table itself."""
-    model._tied_weights_keys = {}
-    model.all_tied_weights_keys = {}
+    attributes: Any = model
+    attributes._tied_weights_keys = {}
+    attributes.all_tied_weights_keys = {}

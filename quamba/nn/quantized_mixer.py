@@ -64,6 +64,32 @@ class QuantizedMixer(nn.Module):
     are filled.
     """
 
+    norm_weight: Tensor
+    conv_weight: Tensor
+    conv_qweight: Tensor
+    conv_weight_scale: Tensor
+    conv_bias: Tensor
+    d_norm_weight: Tensor
+    B_norm_weight: Tensor
+    C_norm_weight: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+    x0_scale: Tensor
+    z_scale: Tensor
+    x_scale: Tensor
+    d_scale: Tensor
+    B_scale: Tensor
+    C_scale: Tensor
+    dt_scale: Tensor
+    g_scale: Tensor
+    g_divisor: Tensor
+    A: Tensor
+    xz_scale: Tensor
+    dbc_scale: Tensor
+    x_unit_scale: Tensor
+    x_scan_scale: Tensor
+
     def __init__(self, config: BlockConfig, format: BlockFormat, device: torch.device | str = "meta") -> None:
         """Make an empty mixer; fill it with quamba.convert.fill_mixer or from a state dict."""
         super().__init__()
@@ -223,6 +249,8 @@ class QuantizedMixer(nn.Module):
             hidden = hidden[:, 0]
 
         u, u_scale = self._normed(hidden, "u", self.norm_weight, c.norm_eps)
+        x0_scale: Tensor | None
+        z_scale: Tensor | None
         if route.fused_xz:
             x0, z = self.in_proj(u, u_scale, out_dtype=torch.int8, out_scale=self.xz_scale).split(c.d_inner, dim=-1)
             x0_scale, z_scale = self.x0_scale, self.z_scale

@@ -59,7 +59,7 @@ def register(
     LIBRARY.impl(name, cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"quamba::{name}", fake, lib=LIBRARY)
     if cuda is not None:
-        LIBRARY.impl(name, cuda, "CUDA")
+        LIBRARY.impl(name, cuda, "CUDA")  # type: ignore[no-untyped-call]
     OPS[name] = Op(name, schema, reference, getattr(torch.ops.quamba, name).default, cuda is not None)
     return OPS[name]
 

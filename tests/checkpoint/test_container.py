@@ -34,7 +34,11 @@ def write_header(path: Path, header: object, data: bytes = b"") -> None:
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and one.shape == other.shape and bytes(container.raw(one)) == bytes(container.raw(other))
+    return (
+        one.dtype == other.dtype
+        and one.shape == other.shape
+        and bytes(container.raw(one)) == bytes(container.raw(other))
+    )
 
 
 def test_the_safetensors_library_reads_what_we_write(tmp_path: Path) -> None:

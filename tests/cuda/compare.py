@@ -12,7 +12,7 @@ EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0*
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
-    return (torch.randn(*shape, device="cuda") * scale).to(dtype)
+    return (torch.randn(shape, device="cuda") * scale).to(dtype)
 
 
 def randint8(*shape: int) -> Tensor:
@@ -21,7 +21,7 @@ def randint8(*shape: int) -> Tensor:
 
 def scales(*shape: int, mean: float = 0.02) -> Tensor:
     """Positive float32 scales around `mean`, () where no shape is given."""
-    return mean * (0.5 + torch.rand(*shape, device="cuda"))
+    return mean * (0.5 + torch.rand(shape, device="cuda"))
 
 
 def strided(x: Tensor) -> Tensor:
