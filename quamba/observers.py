@@ -61,7 +61,7 @@ class Observer(ABC):
             self.count += other.count
 
     def alpha(self) -> Tensor:
-        """The clipping magnitude, float32 () or, per channel, (D,).
+        """The clipping magnitude, float32 () or, per channel, (D,), on the device of the first values.
 
         Raises:
             CalibrationError: there were no values.
@@ -255,6 +255,10 @@ class Histogram(Observer):
         inside = int(counts[found]) * (high - alpha) / (high - low) if found else 0.0
         return (int(counts[found + 1 :].sum()) + inside) / int(counts.sum())
 
+    def _scalar(self, value: float) -> Tensor:
+        assert self.maximum is not None
+        return torch.tensor(value, device=self.maximum.device)
+
     def _alpha(self) -> Tensor:
         assert self.maximum is not None
         return self.maximum
@@ -279,7 +283,7 @@ class Percentile(Histogram):
         self.percentile = percentile
 
     def _alpha(self) -> Tensor:
-        return torch.tensor(self.quantile(self.percentile))
+        return self._scalar(self.quantile(self.percentile))
 
     def _settings(self) -> tuple[object, ...]:
         return (self.percentile,)
@@ -293,7 +297,7 @@ class Octav(Histogram):
         self.bits = bits
 
     def _alpha(self) -> Tensor:
-        return torch.tensor(self.octav(self.bits))
+        return self._scalar(self.octav(self.bits))
 
     def _settings(self) -> tuple[object, ...]:
         return (self.bits,)
