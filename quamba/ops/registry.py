@@ -31,6 +31,11 @@ class Op:
             return self.reference(*args)
         return self.overload(*args)
 
+    def serves(self, device: torch.device) -> bool:
+        """Whether a kernel is registered for this kind of device."""
+        key = device.type.upper()
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"quamba::{self.name}", key)
+
 
 OPS: dict[str, Op] = {}
 
