@@ -35,6 +35,11 @@ class Op:
             return self.cpu(*args)
         return self.overload(*args)
 
+    def serves(self, device: torch.device) -> bool:
+        """Whether a kernel is registered for this kind of device."""
+        key = device.type.upper()
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"quamba::{self.name}", key)
+
 
 def _needs_no_dispatch(first: Any) -> bool:
     """Whether the dispatcher would do nothing but call the CPU implementation: a plain CPU tensor, eager, no grad.

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quamba import numerics
-from quamba.ops import checks
+from quamba.ops import checks, native
 from quamba.ops.cache import Derived
+from quamba.ops.cpu.selective_scan_native import selective_scan_native
 
 # Elements advanced by one call, about where two cores begin to pay; and elements of a work buffer, of which
 # there are two, float32: together they fit the second-level caches.
@@ -203,6 +204,14 @@ def selective_scan_cpu(
     checks.dims("selective_scan", "x", x, 3)
     checks.output("selective_scan", out_scale, out_dtype)
     _check_inputs("selective_scan", A, x, dt, z, B, C, state)
+    if native.available() and A.shape[1] > 0:
+        return selective_scan_native(
+            inputs={"x": x, "dt": dt, "B": B, "C": C} | ({} if z is None else {"z": z}),
+            scales={"x": x_scale, "dt": dt_scale, "B": B_scale, "C": C_scale, "z": z_scale, "out": out_scale},
+            vectors={"dt_bias": dt_bias, "A": A, "D": D},
+            out_dtype=out_dtype,
+            state=state,
+        )
     x, dt, B, C = (
         numerics.dequantize(value, scale) for value, scale in ((x, x_scale), (dt, dt_scale), (B, B_scale), (C, C_scale))
     )
