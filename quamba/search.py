@@ -72,7 +72,9 @@ def search_clips(
                     f"layers.{layer}.x: found {type(observer).__name__}; expected one with quantiles"
                 )
             best: tuple[float, float, Tensor] | None = None
-            for level in reversed(CANDIDATES):
+            # Over much data a channel keeps too few of its largest values to tell the tightest clips.
+            least = observer.least if isinstance(observer, ChannelPercentile) else 0.0
+            for level in (level for level in reversed(CANDIDATES) if level >= least):
                 alpha = torch.as_tensor(observer.quantile(level), dtype=torch.float32)
                 refill_x(target, mixers[layer], transforms=transforms[layer], alpha=alpha)
                 loss = _divergence(model, adapter, float_head, batches, reference)

@@ -1,7 +1,7 @@
 """What an architecture has to tell: one adapter per family, found by the model's type.
 
 To add a family with a Mamba-1 mixer, write one file in quamba/models with a subclass of Adapter under `@register`
-and import it in quamba/models/__init__.py.
+(CONTRIBUTING.md).
 """
 
 from abc import ABC, abstractmethod

@@ -1,6 +1,8 @@
 """The quantized mixer: the same block, passing int8 between its ops."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +29,13 @@ class _Route:
     rotate_x: bool
     channel_x: bool  # x's scales are in the columns of x_proj
     token_x: bool
+    static_dbc: bool
     fused_dbc: bool  # d, B and C leave x_proj as int8
     smooth_g: bool
     static_dt: bool  # dt leaves dt_proj as int8
     rotate_g: bool
     static_g: bool
+    one_step: bool  # a token with a state takes one op: all weights, and all sites but perhaps dt, are static int8
 
     @classmethod
     def of(cls, config: BlockConfig, format: BlockFormat) -> "_Route":
@@ -39,6 +43,8 @@ class _Route:
             return all(format.granularity(site) in ("tensor", "channel") for site in sites)
 
         rotate_x = format.step("rotate_x") is not None
+        dt = format.granularity("dt")
+        one_step = static("u", "x0", "z", "x", "d", "B", "C", "g") and not rotate_x
         return cls(
             u=format.granularity("u"),
             fused_xz=static("x0", "z"),
@@ -48,11 +54,13 @@ class _Route:
             rotate_x=rotate_x,
             channel_x=format.granularity("x") == "channel",
             token_x=format.granularity("x") == "token",
+            static_dbc=static("d", "B", "C"),
             fused_dbc=static("d", "B", "C") and config.dbc_norm == "none",
             smooth_g=format.step("smooth_output") is not None,
             static_dt=static("dt"),
             rotate_g=format.step("rotate_output") is not None,
             static_g=static("g"),
+            one_step=one_step and dt in (None, "tensor", "channel") and None not in format.weights.values(),
         )
 
 
@@ -154,7 +162,7 @@ class QuantizedMixer(nn.Module):
         shapes: dict[str, tuple[int, ...]] = {"A": (c.d_inner, c.d_state)}
         if self.route.fused_xz:
             shapes["xz_scale"] = (2 * c.d_inner,)
-        if self.route.fused_dbc:
+        if self.route.static_dbc:
             shapes["dbc_scale"] = (c.dt_rank + 2 * c.d_state,)
         if self.route.channel_x:
             shapes["x_unit_scale"] = ()
@@ -174,11 +182,11 @@ class QuantizedMixer(nn.Module):
             raise QuambaError(f"found empty buffers {empty} in a quantized mixer; expected all of them to be filled")
         c = self.config
         self.A = -torch.exp(self.A_log.to(torch.float32))
-        for fused, name, sites, widths in (
+        for static, name, sites, widths in (
             (self.route.fused_xz, "xz_scale", ("x0", "z"), (c.d_inner, c.d_inner)),
-            (self.route.fused_dbc, "dbc_scale", ("d", "B", "C"), (c.dt_rank, c.d_state, c.d_state)),
+            (self.route.static_dbc, "dbc_scale", ("d", "B", "C"), (c.dt_rank, c.d_state, c.d_state)),
         ):
-            if fused:
+            if static:
                 parts = [getattr(self, f"{s}_scale").expand(w) for s, w in zip(sites, widths, strict=True)]
                 setattr(self, name, torch.cat(parts))
         if self.route.channel_x:
@@ -188,6 +196,54 @@ class QuantizedMixer(nn.Module):
             divisor = self.g_divisor.to(torch.float32)
             self.x_scan_scale = (self.x_scale if self.route.static_x else torch.ones_like(divisor)) / divisor
         self.ready = True
+        self._collect()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedMixer":
+        super()._apply(fn, recurse)
+        self._collect()
+        return self
+
+    def _collect(self) -> None:
+        """Gather the arguments of the one-token op once: reading thirty buffers takes longer than some of the ops."""
+        self.step_arguments: tuple[Any, ...] | None = None
+        route, c = self.route, self.config
+        if not (self.ready and route.one_step and ops.mixer_step.serves(self.A.device)):
+            return
+        learned = c.dbc_norm == "learned"
+        self.step_arguments = (
+            self.norm_weight,
+            c.norm_eps,
+            self.u_scale,
+            self.in_proj.qweight,
+            self.in_proj.weight_scale,
+            self.in_proj.bias,
+            self.xz_scale,
+            self.conv_qweight,
+            self.conv_weight_scale,
+            self.conv_bias if c.conv_bias else None,
+            self.x_scale,
+            self.x_proj.qweight,
+            self.x_proj.weight_scale,
+            self.x_unit_scale if route.channel_x else self.x_scale,
+            self.x_scan_scale if route.smooth_g else self.x_scale,
+            self.d_norm_weight if learned else None,
+            self.B_norm_weight if learned else None,
+            self.C_norm_weight if learned else None,
+            None if c.dbc_norm == "none" else c.dbc_eps,
+            self.dbc_scale,
+            self.dt_proj.qweight,
+            self.dt_proj.weight_scale,
+            self.dt_scale if route.static_dt else None,
+            self.dt_bias,
+            self.A,
+            self.D,
+            route.rotate_g,
+            self.g_scale,
+            self.out_proj.qweight,
+            self.out_proj.weight_scale,
+            self.out_proj.bias,
+            c.residual,
+        )
 
     def state_dtype(self) -> torch.dtype:
         """The dtype of the convolution's state: int8, or float where x0 is."""
@@ -242,11 +298,15 @@ class QuantizedMixer(nn.Module):
         if not self.ready:
             raise QuambaError("found a quantized mixer without values; expected it to be filled and finalized first")
         c, route = self.config, self.route
-        wide = self._float(hidden)
-        # One token with a state goes through the ops' single-step forms, without the length dimension.
+        # One token with a state goes through the single-step ops, without the length dimension.
         step = state is not None and hidden.shape[1] == 1 and mask is None
         if step:
             hidden = hidden[:, 0]
+            if state is not None and self.step_arguments is not None:
+                out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
+                token: Tensor = ops.mixer_step(hidden, *self.step_arguments, out_dtype, state.conv, state.ssm)
+                return token[:, None]
+        wide = self._float(hidden)
 
         u, u_scale = self._normed(hidden, "u", self.norm_weight, c.norm_eps)
         x0_scale: Tensor | None

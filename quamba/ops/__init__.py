@@ -8,6 +8,7 @@ from quamba.ops.embedding import embedding
 from quamba.ops.hadamard_inverse import hadamard_inverse
 from quamba.ops.hadamard_quant import hadamard, hadamard_quant
 from quamba.ops.linear import linear
+from quamba.ops.mixer_step import mixer_step
 from quamba.ops.quantize import quantize, quantize_per_token
 from quamba.ops.registry import OPS, Op, reference
 from quamba.ops.rms_norm_quant import rms_norm_quant
@@ -25,6 +26,7 @@ __all__ = [
     "hadamard_inverse",
     "hadamard_quant",
     "linear",
+    "mixer_step",
     "quantize",
     "quantize_per_token",
     "reference",

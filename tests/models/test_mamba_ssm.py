@@ -111,7 +111,7 @@ def test_padding_raises() -> None:
     mask = torch.ones_like(ids, dtype=torch.bool)
     assert adapter.run_backbone(model, ids, mask).shape == (2, 6, 24)
     mask[0, 0] = False
-    with pytest.raises(UnsupportedModelError, match="batch with padding.*unpadded"):
+    with pytest.raises(UnsupportedModelError, match=r"batch with padding.*unpadded"):
         adapter.run_backbone(model, ids, mask)
 
 

@@ -117,7 +117,7 @@ def test_leading_dimensions_and_strides():
         run_both(ops.linear, args)
 
 
-@pytest.mark.parametrize("shape", [(0, 16), (2, 0, 16), (0, 600)])
+@pytest.mark.parametrize("shape", [(0, 16), (2, 0, 16), (0, 600), (0, 30000)])
 @pytest.mark.parametrize("out", ["float", "tensor"])
 def test_no_rows(shape, out):
     args = arguments(1, shape[-1], 40, out=out, bias=torch.float32)
