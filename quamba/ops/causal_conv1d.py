@@ -6,6 +6,7 @@ from torch import Tensor
 
 from quamba import numerics
 from quamba.ops import checks
+from quamba.ops.cpu.causal_conv1d import causal_conv1d_native
 from quamba.ops.registry import register
 
 
@@ -124,6 +125,12 @@ def causal_conv1d_cpu(
     width = weight.shape[1]
     if mask is not None:
         checks.shape("causal_conv1d", "mask", mask, (batch, length))
+    out = causal_conv1d_native(
+        x, x_scale, weight, weight_scale, bias, out_scale, out_dtype, mask, conv_state
+    )
+    if out is not None:
+        return out
+    if mask is not None:
         mask = mask.to(torch.bool)
         x = x.masked_fill(mask.logical_not().unsqueeze(-1), 0)
     context = x.new_zeros(batch, width, channels) if conv_state is None else conv_state.transpose(1, 2)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from quamba import numerics
-from quamba.ops import checks
+from quamba.ops import checks, native
 from quamba.ops.cache import Derived
 
 # An int8 product is at most 2^14, so up to 2^10 of them sum exactly in the 24 bits of a float32.
+_NATIVE_ROWS = 8
 _FLOAT_DEPTH = 1 << 10
 _FLOAT_WEIGHT = 1 << 16
 _FLOAT_PRODUCTS = 1 << 17
@@ -89,6 +90,39 @@ def _fold(
 _folded = Derived(_fold)
 
 
+def _native(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out_scale: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """`linear_reference` in quamba/_cpu, but for a residual together with an out_scale, and scales per token."""
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    out = torch.empty(
+        (*x.shape[:-1], len(weight)), dtype=torch.int8 if out_scale is not None else torch.float32, device="cpu"
+    )
+    native.run(
+        "linear",
+        rows=rows.shape[0],
+        size=weight.shape[0],
+        depth=weight.shape[1],
+        threads=torch.get_num_threads(),
+        x=rows,
+        x_scale=x_scale,
+        weight=weight.contiguous(),
+        weight_scale=native.scale(weight_scale),
+        bias=native.float32(bias),
+        residual=native.float32(residual),
+        out_scale=native.scale(out_scale),
+        out=out,
+    )
+    return out if out.dtype is out_dtype else out.to(out_dtype)
+
+
 def _onednn_pays(x: Tensor, weight: Tensor) -> bool:
     """Whether x (M, K) weight^T is large enough for oneDNN; an inference tensor would be packed at every call."""
     elements = weight.numel()
@@ -130,6 +164,12 @@ def linear_cpu(
     per_token = x_scale.dim() > 0
     if per_token:
         checks.shape("linear", "x_scale", x_scale, (*shape[:-1], 1))
+    if native.available() and x.numel() <= _NATIVE_ROWS * depth and not per_token and (residual is None or out_scale is None):
+        checks.int8("linear", "weight", weight)
+        checks.scale("linear", "weight_scale", weight_scale, size)
+        checks.scale("linear", "out_scale", out_scale, size)
+        checks.vector("linear", "bias", bias, size)
+        return _native(x, x_scale, weight, weight_scale, bias, residual, out_scale, out_dtype)
     # A residual is in units of the float result, so the division by out_scale has to come after it.
     folded_out_scale = out_scale if residual is None else None
     scale, offset = _folded(weight, None if per_token else x_scale, weight_scale, bias, folded_out_scale)

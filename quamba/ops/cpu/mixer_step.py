@@ -1,28 +1,11 @@
 """mixer_step on the CPU, native: the block's tensors are packed once, a step passes four pointers."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
-from quamba import hadamard
 from quamba.ops import checks, native
 from quamba.ops.cache import Derived
-
-
-@lru_cache(maxsize=1)
-def _packer() -> native.Packer:
-    return native.Packer(native.library().MIXER_STEP)
-
-
-@lru_cache
-def _base_signs(base: int) -> Tensor:
-    with torch.inference_mode(False):
-        return hadamard.base_matrix(base)
-
-
-def _float32(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
+from quamba.ops.cpu.rows import hadamard_layout
 
 
 def _plan(
@@ -119,8 +102,9 @@ def _plan(
     def vector32(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else plain(tensor.to(torch.float32))
 
-    blocks, power, base = hadamard.decompose(inner) if rotate else (1, inner, 1)
-    packed = _packer()(
+    blocks, power, base, signs = hadamard_layout(inner)
+    packed = native.pack(
+        "mixer_step",
         d_model=model,
         d_inner=inner,
         d_state=size,
@@ -157,7 +141,7 @@ def _plan(
         blocks=blocks,
         power=power,
         base=base,
-        base_signs=_base_signs(base),
+        base_signs=signs,
         g_scale=g_scale,
         out_weight=plain(out_weight),
         out_weight_scale=plain(out_weight_scale),
