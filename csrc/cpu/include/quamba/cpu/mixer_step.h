@@ -16,7 +16,7 @@ static void convolve(int8_t* state, const int8_t* x0, const int8_t* weight, int6
   }
   // Four bytes are one little-endian word, the oldest input its lowest byte.
   for_vectors(channels, [&](int64_t d, auto lanes) {
-    const Ints newest = __builtin_convertvector(load<Bytes>(x0 + d, lanes), Ints);
+    const Ints newest = to_ints(load<Bytes>(x0 + d, lanes));
     const Words shifted = load<Words>(state + 4 * d, lanes) >> 8;
     const Ints window = bits<Ints>(shifted | (bits<Words>(newest) << 24));
     store(state + 4 * d, window, lanes);
