@@ -1,18 +1,144 @@
-"""Builds the native CPU ops into quamba/_cpu, where there is a C++ compiler; everything else is in pyproject.toml."""
+"""Builds the compiled ops; everything else is in pyproject.toml.
 
+quamba/_cpu, the native CPU ops, needs a C++ compiler alone and is left out where there is none; quamba/_cuda.so, the
+CUDA ops, is built where that is asked for.
+
+Environment (csrc/README.md explains): QUAMBA_BUILD_CUDA = auto | 1 | 0, QUAMBA_CUDA_ARCHS, QUAMBA_BUILD_JOBS.
+"""
+
+import os
+import shutil
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
-CSRC = Path("csrc")
+ROOT = Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
+DEFAULT_ARCHS = "8.0;9.0a"
+TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest torch that the library loads under
+
+TYPES = {"int8": "int8_t", "half": "__half", "bfloat16": "__nv_bfloat16", "float": "float"}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One translation unit: a source, compiled with definitions, for all architectures or for some."""
+
+    source: str
+    name: str
+    defines: tuple[str, ...] = ()
+    only: str = ""  # "90a": Hopper alone; "80": Ampere and, through PTX, all later ones; "": every architecture
+
+
+def units() -> list[Unit]:
+    plain = [
+        "causal_conv1d",
+        "embedding",
+        "hadamard_quant",
+        "linear",
+        "linear_matrix",
+        "quantize",
+        "rms_norm_quant",
+        "selective_scan",
+    ]
+    result = [Unit(f"{name}.cu", name) for name in plain]
+    for lanes, states in ((4, 4), (8, 2), (16, 1), (16, 4)):
+        defines = (f"-DQUAMBA_LANES={lanes}", f"-DQUAMBA_STATES={states}")
+        result.append(Unit("selective_scan_kernel.cu", f"selective_scan_{lanes}_{states}", defines))
+    for base in (0, 1, 12, 20, 28, 36, 44, 52, 60):
+        result.append(Unit("hadamard_quant_kernel.cu", f"hadamard_quant_{base}", (f"-DQUAMBA_BASE={base}",)))
+    result.append(Unit("linear_sm80.cu", "linear_sm80", only="80"))
+    for name, cpp in TYPES.items():
+        for residual in (0, 1):
+            for tile in ("kSmall", "kMedium", "kLarge"):
+                large_unused = tile == "kLarge" and (residual or name == "float")
+                if (residual and name == "int8") or large_unused:
+                    continue
+                defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
+                result.append(Unit("linear_sm90.cu", f"linear_sm90_{name}_{residual}_{tile}", defines, only="90a"))
+    return result
+
+
+def cutlass_include() -> Path | None:
+    """The CUTLASS headers: CUTLASS_PATH, or the package nvidia-cutlass."""
+    candidates = [Path(os.environ["CUTLASS_PATH"]) / "include"] if "CUTLASS_PATH" in os.environ else []
+    if (spec := util.find_spec("cutlass_library")) and spec.submodule_search_locations:
+        candidates.append(Path(next(iter(spec.submodule_search_locations))) / "source" / "include")
+    return next((path for path in candidates if (path / "cutlass" / "cutlass.h").exists()), None)
+
+
+def nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which(str(Path(home) / "bin" / "nvcc")) if home else shutil.which("nvcc")
+
+
+def missing() -> list[str]:
+    """What a CUDA build needs and this environment lacks."""
+    found = {
+        "nvcc (on PATH or in CUDA_HOME)": nvcc(),
+        "torch >= 2.11 (pip install --no-build-isolation)": util.find_spec("torch"),
+        "the CUTLASS headers (pip install nvidia-cutlass==4.2.0.0, or CUTLASS_PATH)": cutlass_include(),
+    }
+    return [what for what, where in found.items() if where is None]
+
+
+def wanted() -> bool:
+    """Whether to build, by QUAMBA_BUILD_CUDA; says why where it does not."""
+    mode = os.environ.get("QUAMBA_BUILD_CUDA", "auto")
+    if mode not in ("auto", "1", "0"):
+        raise SystemExit(f"QUAMBA_BUILD_CUDA is {mode!r}; expected auto, 1 or 0")
+    if mode == "0":
+        return False
+    lacking = missing()
+    if mode == "1":
+        if lacking:
+            raise SystemExit("QUAMBA_BUILD_CUDA=1, but the build lacks " + "; ".join(lacking))
+        return True
+    if not lacking:
+        import torch
+
+        if torch.version.cuda is not None:
+            return True
+        lacking = ["a torch built with CUDA"]
+    print(f"quamba: installing without the CUDA ops; missing: {'; '.join(lacking)}", file=sys.stderr)
+    return False
+
+
+def gencode(unit: Unit, archs: list[str]) -> list[str]:
+    numbers = [arch.replace(".", "") for arch in archs]
+    older = [n for n in numbers if not n.startswith("90")]
+    hopper = [n for n in numbers if n.startswith("90")]
+    chosen = {"": numbers, "80": older, "90a": hopper}[unit.only]
+    flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in chosen]
+    # PTX of the oldest architecture serves every newer one, and Hopper where the older matrix kernel is forced.
+    if older and unit.only != "90a":
+        flags.append(f"-gencode=arch=compute_{older[0]},code=compute_{older[0]}")
+    return flags
+
+
+def stale(target: Path, command: list[str]) -> bool:
+    """Whether an object has to be compiled: never was, was otherwise, or one of its sources is newer."""
+    depfile, recorded = target.with_suffix(".d"), target.with_suffix(".command")
+    if not (target.exists() and depfile.exists() and recorded.exists()):
+        return True
+    if recorded.read_text() != "\n".join(command):
+        return True
+    sources = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    built = target.stat().st_mtime
+    return any(not Path(source).exists() or Path(source).stat().st_mtime > built for source in sources)
 
 
 def cpu_extension() -> list[Extension]:
     """The native CPU ops: plain C++17 against Python's stable ABI. Without a compiler the torch ones serve."""
     if sys.platform == "win32":  # the kernels are written in the vector types of GCC and Clang
         return []
-    folder = CSRC / "cpu"
+    folder = Path("csrc") / "cpu"
     return [
         Extension(
             "quamba._cpu",
@@ -27,4 +153,68 @@ def cpu_extension() -> list[Extension]:
     ]
 
 
-setup(ext_modules=cpu_extension())
+class BuildOps(build_ext):
+    """Compiles quamba/_cuda.so with nvcc, several units at a time, and links it against torch's stable ABI."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.rpartition(".")[2] != "_cuda":
+            return str(super().get_ext_filename(fullname))
+        return os.path.join(*fullname.split(".")) + ".so"
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != "quamba._cuda":
+            super().build_extension(ext)
+            return
+        import torch
+
+        build = Path(self.build_temp).resolve() / "cuda"
+        build.mkdir(parents=True, exist_ok=True)
+        generated = build / "hadamard_bases.h"
+        if not generated.exists() or generated.stat().st_mtime < (ROOT / "quamba" / "hadamard.py").stat().st_mtime:
+            subprocess.run([sys.executable, str(CSRC / "hadamard_bases.py"), str(generated)], check=True)
+
+        archs = os.environ.get("QUAMBA_CUDA_ARCHS", DEFAULT_ARCHS).split(";")
+        torch_root = Path(torch.__file__).parent
+        flags = [
+            "-std=c++17",
+            "-O3",
+            "--expt-relaxed-constexpr",
+            "-Xcompiler=-fPIC,-fvisibility=hidden",
+            "-DUSE_CUDA",
+            f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+            *(["-DQUAMBA_SM90"] if "9.0a" in archs else []),
+            f"-I{CSRC}",
+            f"-I{CSRC / 'include'}",
+            f"-I{build}",
+            f"-I{torch_root / 'include'}",
+            f"-I{cutlass_include()}",
+        ]
+
+        def compile_unit(unit: Unit) -> str:
+            target = build / f"{unit.name}.o"
+            command = [nvcc(), *flags, *gencode(unit, archs), *unit.defines, "-c", str(CSRC / unit.source)]
+            if self.force or stale(target, command):
+                print(f"nvcc {unit.name}", flush=True)
+                depfile = target.with_suffix(".d")
+                subprocess.run([*command, "-MD", "-MF", str(depfile), "-o", f"{target}.part"], check=True)
+                target.with_suffix(".command").write_text("\n".join(command))
+                os.replace(f"{target}.part", target)
+            return str(target)
+
+        # The units of the matrix kernels take longest: they come first.
+        chosen = sorted((u for u in units() if gencode(u, archs)), key=lambda unit: unit.only == "")
+        jobs = int(os.environ.get("QUAMBA_BUILD_JOBS", "2"))
+        with ThreadPoolExecutor(jobs) as pool:
+            objects = list(pool.map(compile_unit, chosen))
+        target = Path(self.get_ext_fullpath(ext.name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        link = [nvcc(), "-shared", "-cudart=static", *objects, "-o", f"{target}.part", f"-L{torch_root / 'lib'}"]
+        link += ["-Xlinker=--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+        subprocess.run([str(part) for part in link], check=True)
+        os.replace(f"{target}.part", target)
+
+
+setup(
+    ext_modules=cpu_extension() + ([Extension("quamba._cuda", sources=[])] if wanted() else []),
+    cmdclass={"build_ext": BuildOps},
+)

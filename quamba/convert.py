@@ -118,7 +118,16 @@ def fill_mixer(
         target.conv_qweight, target.conv_weight_scale = numerics.quantize_weight(
             tensors["conv.weight"], per_channel=conv.granularity == "channel"
         )
-    for name in ("norm.weight", "conv.bias", "d_norm.weight", "B_norm.weight", "C_norm.weight", "dt_bias", "A_log", "D"):
+    for name in (
+        "norm.weight",
+        "conv.bias",
+        "d_norm.weight",
+        "B_norm.weight",
+        "C_norm.weight",
+        "dt_bias",
+        "A_log",
+        "D",
+    ):
         if name in tensors:
             buffer = name.replace(".", "_")
             # A clone, so that the float model can be freed.

@@ -27,3 +27,7 @@ class SizeError(QuambaError, ValueError):
 
 class DtypeError(QuambaError, TypeError):
     """A tensor's dtype does not fit the operation."""
+
+
+class KernelError(QuambaError, RuntimeError):
+    """The kernels for a device are not installed, or cannot run there."""

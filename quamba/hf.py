@@ -9,22 +9,24 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from quamba.checkpoint.attaching import attach
-from quamba.checkpoint.manifest import (
+from quamba.checkpoint.layout import (
     CONFIG,
     FORMAT_VERSION,
     QUANT_METHOD,
-    Manifest,
     parse_quantization_config,
     quantization_config,
 )
+from quamba.checkpoint.manifest import Manifest
 from quamba.checkpoint.skeleton import Skeleton, to_skeleton
 from quamba.errors import CheckpointError
 from quamba.quantization import Quantization
 
 
 @register_quantization_config(QUANT_METHOD)
-class QuambaConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class QuambaConfig(QuantizationConfigMixin):
     """The `quantization_config` of config.json, in the form that transformers passes around."""
+
+    quant_method: Any
 
     def __init__(self, quantization: Quantization) -> None:
         self.quant_method = QUANT_METHOD
@@ -43,19 +45,22 @@ class QuambaConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 @register_quantizer(QUANT_METHOD)
-class QuambaQuantizer(HfQuantizer):  # type: ignore[misc]
+class QuambaQuantizer(HfQuantizer):
     """Verifies the files, swaps the modules on meta, and finishes the model once transformers has filled it."""
 
     requires_calibration = True
+    quantization_config: QuambaConfig
     skeleton: Skeleton | None = None
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **kwargs: Any
     ) -> None:
         if not checkpoint_files:
-            raise CheckpointError("found no checkpoint files; expected from_pretrained with the directory of a checkpoint")
+            raise CheckpointError(
+                "found no checkpoint files; expected from_pretrained with the directory of a checkpoint"
+            )
         manifest = Manifest.read(Path(checkpoint_files[0]).parent)
-        if {str(path) for path in manifest.files} != set(checkpoint_files):
+        if set(manifest.files) != set(map(Path, checkpoint_files)):
             raise CheckpointError(
                 f"found {sorted(checkpoint_files)} to load; expected {sorted(map(str, manifest.files))}; "
                 "load without variant or use_safetensors=False"
@@ -92,10 +97,11 @@ class QuambaQuantizer(HfQuantizer):  # type: ignore[misc]
 def adopt(model: PreTrainedModel, quantization: Quantization) -> None:
     """Set in a transformers model what `from_pretrained` sets in a quantized one."""
     config = QuambaConfig(quantization)
-    model.config.quantization_config = config
-    model.hf_quantizer = QuambaQuantizer(config, pre_quantized=True)
-    model.is_quantized = True
-    model.quantization_method = QUANT_METHOD
+    attributes: Any = model
+    attributes.config.quantization_config = config
+    attributes.hf_quantizer = QuambaQuantizer(config, pre_quantized=True)
+    attributes.is_quantized = True
+    attributes.quantization_method = QUANT_METHOD
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             module.config._is_quantized = True

@@ -59,8 +59,20 @@ def to_int8_(x: Tensor) -> Tensor:
     return x.round_().clamp_(QMIN, QMAX).char()
 
 
+def finish_(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """An op's float32 result, which is given up, as what the caller asked for.
+
+    Returns:
+        int8 quantized with `scale`, or, where it is None, x in the float `dtype`.
+    """
+    if scale is not None:
+        return to_int8_(x.div_(scale))
+    # Asking first: a conversion that does nothing costs as much as an addition in a decode step.
+    return x if dtype is torch.float32 else x.to(dtype)
+
+
 def dequantize(q: Tensor, scale: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return q * scale in `dtype`; with scale None, q itself in `dtype`."""
+    """Return q * scale in `dtype`, computed in float32 (float64 for float64); with scale None, q itself in `dtype`."""
     x = q.to(torch.promote_types(q.dtype, torch.float32))
     if scale is not None:
         x = x * scale if x is q else x.mul_(scale)

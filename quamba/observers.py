@@ -6,23 +6,13 @@ merge into those of one pass over both.
 
 import math
 from abc import ABC, abstractmethod
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from quamba import histogram
 from quamba.errors import CalibrationError, RecipeError
 from quamba.recipe import QuantSpec
-
-# The histogram's bins: 2^11 equal ones in each binade from 2^-40 to 2^40, so a bin is at most 2^-11 (0.049%) wide
-# relative to the values in it. Bin 0 takes zero and what is smaller than 2^-40.
-_MANTISSA_BITS = 11
-_LOW, _HIGH = -40, 40
-_SHIFT = 23 - _MANTISSA_BITS
-_OFFSET = ((127 + _LOW) << _MANTISSA_BITS) - 1
-BINS = ((_HIGH - _LOW) << _MANTISSA_BITS) + 1
-# Values binned at a time: the index of a chunk stays in the cache.
-_CHUNK = 1 << 20
 
 
 class Observer(ABC):
@@ -61,7 +51,7 @@ class Observer(ABC):
             self.count += other.count
 
     def alpha(self) -> Tensor:
-        """The clipping magnitude, float32 () or, per channel, (D,).
+        """The clipping magnitude, float32 () or, per channel, (D,), on the device of the first values.
 
         Raises:
             CalibrationError: there were no values.
@@ -146,11 +136,10 @@ class AbsMax(Observer):
 
 
 class Histogram(Observer):
-    """How often each magnitude occurs over a whole site, in fixed logarithmic bins; alpha() is the largest one.
+    """How often each magnitude occurs over a whole site (quamba.histogram); alpha() is the largest one.
 
-    The bins come straight from the bits of the float32 magnitudes: exponent and top 11 bits of the mantissa. Every
-    value is known to 2^-11 (0.049%) of itself, the largest exactly; magnitudes under 2^-40 count as zero. Merging is
-    exact. The state is BINS int64 counts (1.3 MB), whatever the amount of data.
+    Every value is known to 2^-11 (0.049%) of itself, the largest exactly. The state is histogram.BINS int64 counts
+    (1.3 MB), whatever the amount of data.
     """
 
     def __init__(self) -> None:
@@ -159,18 +148,12 @@ class Histogram(Observer):
 
     def _update(self, values: Tensor) -> None:
         maximum = _magnitudes_max(values)
-        if bool(maximum >= 2.0**_HIGH):
+        if bool(maximum >= histogram.LIMIT):
             raise CalibrationError(
-                f"found a value of magnitude {float(maximum):.3g}; expected less than 2^{_HIGH}; "
+                f"found a value of magnitude {float(maximum):.3g}; expected less than {histogram.LIMIT:.3g}; "
                 "check the float model on the calibration data"
             )
-        counts = torch.zeros(BINS, dtype=torch.int64, device=values.device)
-        flat = values.flatten()
-        for start in range(0, flat.numel(), _CHUNK):
-            index = flat[start : start + _CHUNK].to(torch.float32).abs().view(torch.int32)
-            index = index.bitwise_right_shift(_SHIFT).sub_(_OFFSET).clamp_(min=0)
-            counts += torch.bincount(index, minlength=BINS)
-        self._take(counts, maximum)
+        self._take(histogram.count(values), maximum)
 
     def _take(self, counts: Tensor, maximum: Tensor) -> None:
         if self.counts is None or self.maximum is None:
@@ -191,69 +174,20 @@ class Histogram(Observer):
         return self.counts.cpu(), float(self.maximum)
 
     def quantile(self, p: float) -> float:
-        """The p-quantile of the magnitudes as torch.quantile defines it (linear), to 2^-11 (0.049%) of itself.
-
-        Args:
-            p: in [0, 1].
-        """
-        counts, maximum = self._seen()
-        total = counts.cumsum(0)
-        rank = p * (int(total[-1]) - 1)
-        below, above = math.floor(rank), math.ceil(rank)
-        low = self._order_statistic(below, counts=counts, total=total, maximum=maximum)
-        high = self._order_statistic(above, counts=counts, total=total, maximum=maximum)
-        return low + (rank - below) * (high - low)
-
-    @staticmethod
-    def _order_statistic(rank: int, *, counts: Tensor, total: Tensor, maximum: float) -> float:
-        """The magnitude of that rank, counted from 0; values are taken to lie evenly within a bin."""
-        if rank >= int(total[-1]) - 1:
-            return maximum
-        found = int(torch.searchsorted(total, rank, right=True))
-        if found == 0:
-            return 0.0
-        edges = _edges()
-        low, high = float(edges[found]), float(edges[found + 1])
-        inside = (rank - int(total[found - 1]) + 0.5) / int(counts[found])
-        return min(low + inside * (high - low), maximum)
+        """The p-quantile of the magnitudes, as torch.quantile defines it (linear), to 2^-11 (0.049%) of itself."""
+        return histogram.quantile(*self._seen(), p)
 
     def octav(self, bits: int) -> float:
-        """The magnitude of clipping with the least mean square error of quantization to that many bits.
-
-        The fixed point of OCTAV (Sakr et al. 2022, eq. 8), by Newton's iteration over the bins' centres:
-        a <- E[|x| 1(|x| > a)] / (4^-bits / 3 · E[1(0 < |x| <= a)] + E[1(|x| > a)]).
-        """
-        counts, maximum = self._seen()
-        edges = _edges()
-        weights = counts[1:].to(torch.float64)
-        centres = (edges[1:-1] + edges[2:]) / 2
-        # Entry i sums over the bins from i on.
-        number = torch.cat([weights.flip(0).cumsum(0).flip(0), weights.new_zeros(1)])
-        mass = torch.cat([(weights * centres).flip(0).cumsum(0).flip(0), weights.new_zeros(1)])
-        nonzero = float(number[0])
-        if nonzero == 0:
-            return maximum
-        a = float(mass[0]) / nonzero
-        for _ in range(100):
-            first = int(torch.searchsorted(centres, a, right=True))
-            beyond = float(number[first])
-            following = float(mass[first]) / (4.0**-bits / 3 * (nonzero - beyond) + beyond)
-            if abs(following - a) <= 2.0**-_MANTISSA_BITS * a:
-                return min(following, maximum)
-            # Without values beyond a the iteration would fall to zero: the optimum lies under the maximum.
-            a = following if following > 0 else maximum * (1 - 2.0**-_MANTISSA_BITS)
-        return min(a, maximum)
+        """The magnitude of clipping with the least mean square error of quantization to that many bits."""
+        return histogram.octav(*self._seen(), bits)
 
     def clipped_share(self, alpha: float) -> float:
         """The share of the magnitudes beyond alpha, in [0, 1]; exactly 0 from the largest magnitude on."""
-        counts, maximum = self._seen()
-        if alpha >= maximum:
-            return 0.0
-        edges = _edges()
-        found = max(int(torch.searchsorted(edges, alpha, right=True)) - 1, 0)
-        low, high = float(edges[found]), float(edges[found + 1])
-        inside = int(counts[found]) * (high - alpha) / (high - low) if found else 0.0
-        return (int(counts[found + 1 :].sum()) + inside) / int(counts.sum())
+        return histogram.share_beyond(*self._seen(), alpha)
+
+    def _scalar(self, value: float) -> Tensor:
+        assert self.maximum is not None
+        return torch.tensor(value, device=self.maximum.device)
 
     def _alpha(self) -> Tensor:
         assert self.maximum is not None
@@ -264,13 +198,6 @@ class Histogram(Observer):
         return self.clipped_share(float(self.alpha()))
 
 
-@lru_cache(maxsize=1)
-def _edges() -> Tensor:
-    """float64 (BINS + 1,): bin i holds the magnitudes in [edges[i], edges[i + 1])."""
-    bits = (torch.arange(BINS, dtype=torch.int32) + 1 + _OFFSET) << _SHIFT
-    return torch.cat([torch.zeros(1, dtype=torch.float64), bits.view(torch.float32).to(torch.float64)])
-
-
 class Percentile(Histogram):
     """A percentile of the magnitudes over a whole site, from a histogram."""
 
@@ -279,7 +206,7 @@ class Percentile(Histogram):
         self.percentile = percentile
 
     def _alpha(self) -> Tensor:
-        return torch.tensor(self.quantile(self.percentile))
+        return self._scalar(self.quantile(self.percentile))
 
     def _settings(self) -> tuple[object, ...]:
         return (self.percentile,)
@@ -293,7 +220,7 @@ class Octav(Histogram):
         self.bits = bits
 
     def _alpha(self) -> Tensor:
-        return torch.tensor(self.octav(self.bits))
+        return self._scalar(self.octav(self.bits))
 
     def _settings(self) -> tuple[object, ...]:
         return (self.bits,)
@@ -336,6 +263,11 @@ class ChannelPercentile(Observer):
         assert other.largest is not None
         self._take(other.largest)
 
+    @property
+    def least(self) -> float:
+        """The lowest quantile that the kept values still tell."""
+        return max(0.0, 1 - (self.capacity - 1) / max(self.count - 1, 1))
+
     def quantile(self, p: float) -> Tensor:
         """float32 (D,): the p-quantile of each channel's magnitudes as torch.quantile defines it (linear), exactly.
 
@@ -348,11 +280,10 @@ class ChannelPercentile(Observer):
         rank = self.count - 1 - p * (self.count - 1)
         above, below = math.floor(rank), math.ceil(rank)
         if below >= self.largest.shape[0]:
-            least = 1 - (self.capacity - 1) / max(self.count - 1, 1)
             raise CalibrationError(
                 f"found percentile {p} per channel over {self.count} tokens, which needs the largest "
                 f"{below + 1} values of each channel; expected at most {self.capacity}: take a percentile of at least "
-                f"{math.ceil(least * 1e6) / 1e6:.6f}, fewer samples, or granularity 'tensor'"
+                f"{math.ceil(self.least * 1e6) / 1e6:.6f}, fewer samples, or granularity 'tensor'"
             )
         return torch.lerp(self.largest[above], self.largest[below], rank - above)
 

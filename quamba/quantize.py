@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from quamba import calibration, search
+from quamba import calibration, numerics, search
 from quamba.checkpoint import attach
 from quamba.convert import empty_ends, empty_mixer, fill_mixer
 from quamba.data import KeptBatches
@@ -93,7 +93,7 @@ def quantize(
                 calib_data,
                 samples=samples,
                 device=next(model.parameters()).device,
-                vocab_size=model.get_submodule(adapter.embedding(model)).weight.shape[0],  # type: ignore[union-attr]
+                vocab_size=_vocabulary(model, adapter),
             )
         converted, ends, quantization = _convert(
             model=model, adapter=adapter, mixers=mixers, recipe=recipe, data=data, searching=percentile == "search",
@@ -110,11 +110,18 @@ def quantize(
     return model
 
 
+def _vocabulary(model: nn.Module, adapter: Adapter) -> int:
+    embedding: Any = model.get_submodule(adapter.embedding(model))
+    return int(embedding.weight.shape[0])
+
+
 def _adjusted(recipe: Recipe, *, percentile: float | str | None, keep: Iterable[str]) -> Recipe:
     if percentile is not None:
         spec = recipe.activations["x"]
         if spec is None or spec.granularity == "token":
-            raise RecipeError(f"found percentile={percentile!r} for recipe {recipe.name!r}, whose x has no static scale")
+            raise RecipeError(
+                f"found percentile={percentile!r} for recipe {recipe.name!r}, whose x has no static scale"
+            )
         if isinstance(percentile, str) and percentile != "search":
             raise RecipeError(f"found percentile={percentile!r}; expected a fraction such as 0.9999, or 'search'")
         level = search.CANDIDATES[-1] if percentile == "search" else float(percentile)
@@ -216,7 +223,7 @@ def _filled_ends(
         quantized_head.fill(
             None if quantized_head.table is not quantized_head else head_weight,
             bias=head.bias,
-            input_scale=None if alpha is None else calibration.numerics.scale_from_alpha(alpha),
+            input_scale=None if alpha is None else numerics.scale_from_alpha(alpha),
         )
     return ends
 

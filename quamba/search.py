@@ -68,9 +68,13 @@ def search_clips(
             target = converted[layer]
             observer = statistics.observers[f"layers.{layer}.x"]
             if not isinstance(observer, (Histogram, ChannelPercentile)) or not isinstance(target, QuantizedMixer):
-                raise CalibrationError(f"layers.{layer}.x: found {type(observer).__name__}; expected one with quantiles")
+                raise CalibrationError(
+                    f"layers.{layer}.x: found {type(observer).__name__}; expected one with quantiles"
+                )
             best: tuple[float, float, Tensor] | None = None
-            for level in reversed(CANDIDATES):
+            # Over much data a channel keeps too few of its largest values to tell the tightest clips.
+            least = observer.least if isinstance(observer, ChannelPercentile) else 0.0
+            for level in (level for level in reversed(CANDIDATES) if level >= least):
                 alpha = torch.as_tensor(observer.quantile(level), dtype=torch.float32)
                 refill_x(target, mixers[layer], transforms=transforms[layer], alpha=alpha)
                 loss = _divergence(model, adapter, float_head, batches, reference)
@@ -111,7 +115,8 @@ def _divergence(
 
 def _split(hidden: Tensor, rows: slice | Tensor) -> tuple[Tensor, ...]:
     flat = hidden.flatten(0, 1) if isinstance(rows, slice) else hidden[rows]
-    return flat.split(512)
+    parts: tuple[Tensor, ...] = flat.split(512)  # type: ignore[no-untyped-call]
+    return parts
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

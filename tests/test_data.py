@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchEncoding
 
-from quamba.data import Batch, KeptBatches, batches
+from quamba.data import Batch, KeptBatches, batches, regroup
 from quamba.errors import CalibrationError
 
 IDS = torch.arange(1, 25).reshape(4, 6)
@@ -166,6 +166,37 @@ def test_kept_batches_hold_every_sequence_in_order(lengths: list[int], samples: 
     data = [torch.randint(0, 50, (length,)) for length in lengths]
     kept = KeptBatches(data, samples=samples, device="cpu")
     assert rows_of(list(kept)) == [row.tolist() for row in data[:samples]]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9), st.booleans()), min_size=1, max_size=12),
+    tokens=st.integers(1, 40),
+)
+def test_regroup_keeps_sequences_and_bounds_batches(shapes: list[tuple[int, int, bool]], tokens: int) -> None:
+    data = []
+    for number, (rows, length, padded_rows) in enumerate(shapes):
+        mask = torch.arange(length).expand(rows, length) >= (length // 2 if padded_rows else 0)
+        data.append(
+            Batch(torch.arange(rows * length).reshape(rows, length) + 100 * number, mask if padded_rows else None)
+        )
+    found = list(regroup(data, tokens=tokens))
+    assert rows_of(found) == rows_of(data)
+    assert all(batch.rows == 1 or batch.input_ids.numel() <= tokens for batch in found)
+
+
+def test_rows_of_one_length_run_together() -> None:
+    assert [batch.rows for batch in regroup(read(list(IDS)), tokens=12)] == [2, 2]
+    assert [batch.rows for batch in regroup(read(IDS), tokens=18)] == [3, 1]
+    assert [batch.rows for batch in regroup(read(IDS), tokens=1)] == [1, 1, 1, 1]
+
+
+def test_kept_batches_give_their_first_rows_and_total() -> None:
+    kept = KeptBatches(iter(IDS), samples=None, device="cpu")
+    assert kept.total is None
+    assert rows_of(kept.first(3)) == IDS[:3].tolist()
+    assert rows_of(kept.first(99)) == IDS.tolist()
+    assert kept.total == len(list(kept))
 
 
 def test_a_mask_travels_through_kept_batches() -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from quamba import numerics
 from quamba.errors import CalibrationError, RecipeError
-from quamba.observers import BINS, AbsMax, ChannelPercentile, Histogram, Observer, Octav, Percentile, make_observer
+from quamba.histogram import BINS, RESOLUTION
+from quamba.observers import AbsMax, ChannelPercentile, Histogram, Observer, Octav, Percentile, make_observer
 from quamba.recipe import QuantSpec
 
-RESOLUTION = 2.0**-11
 KINDS: dict[str, Callable[[], Observer]] = {
     "absmax tensor": lambda: AbsMax(per_channel=False),
     "absmax channel": lambda: AbsMax(per_channel=True),
@@ -164,6 +164,23 @@ def test_channel_percentile_is_exact(p: float, cuts: tuple[int, ...]) -> None:
     assert clipped == pytest.approx(float((values.abs() > alpha).double().mean()), abs=1e-12)
 
 
+def test_channel_percentile_tells_every_quantile_that_it_keeps() -> None:
+    values = heavy_tailed(1000, 3)
+    observer = observed(lambda: ChannelPercentile(1.0, capacity=32), values)
+    assert isinstance(observer, ChannelPercentile)
+    for p in (observer.least + 1e-9, 0.98, 0.9995, 1.0):
+        expected = torch.quantile(values.abs().double(), p, dim=0)
+        torch.testing.assert_close(observer.quantile(p).double(), expected, rtol=1e-5, atol=0)
+    with pytest.raises(CalibrationError, match="expected at most 32"):
+        observer.quantile(observer.least - 1e-3)
+    few = observed(lambda: ChannelPercentile(1.0, capacity=32), values[:20])
+    assert isinstance(few, ChannelPercentile)
+    assert few.least == 0.0
+    torch.testing.assert_close(few.quantile(0.0), values[:20].abs().amin(dim=0))
+    with pytest.raises(CalibrationError, match="no values"):
+        ChannelPercentile(0.9).quantile(0.9)
+
+
 def test_channel_percentile_says_when_it_cannot_be_exact() -> None:
     observer = observed(lambda: ChannelPercentile(0.9, capacity=32), heavy_tailed(1000, 3))
     with pytest.raises(CalibrationError, match=r"needs the largest 101 .* at most 32.*at least 0\.96") as raised:
@@ -238,7 +255,7 @@ def test_channels_that_change_raise(kind: str) -> None:
 
 
 def test_histogram_says_when_values_leave_its_range() -> None:
-    with pytest.raises(CalibrationError, match=r"magnitude 2e\+12; expected less than 2\^40"):
+    with pytest.raises(CalibrationError, match=r"magnitude 2e\+12; expected less than 1\.1e\+12"):
         Histogram().update(torch.tensor([[1.0, -2e12]]))
 
 

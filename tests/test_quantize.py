@@ -86,7 +86,7 @@ def test_the_ends_are_quantized_and_stay_tied(kind: str) -> None:
     assert isinstance(embedding, QuantizedEmbedding)
     assert isinstance(head, QuantizedHead)
     assert (head.table is embedding) == tied
-    assert not any(name.startswith("lm_head.qweight") for name in model.state_dict()) == tied
+    assert any(name.startswith("lm_head.qweight") for name in model.state_dict()) != tied
 
 
 def test_mamba_had_turns_the_tied_ends_apart() -> None:
@@ -177,7 +177,9 @@ def test_a_generator_of_calibration_data_serves_several_passes() -> None:
     quantize(other, [ids], "quamba-c")
     expected = other.state_dict()
     for name, tensor in one.state_dict().items():
-        torch.testing.assert_close(tensor.float(), expected[name].float(), rtol=1e-3, atol=1.0 if "qweight" in name else 1e-6)
+        torch.testing.assert_close(
+            tensor.float(), expected[name].float(), rtol=1e-3, atol=1.0 if "qweight" in name else 1e-6
+        )
 
 
 class TestErrors:
@@ -214,7 +216,7 @@ class TestErrors:
         with torch.no_grad():
             model.backbone.layers[1].mixer.conv1d.weight[3] = float("nan")
         model.train()
-        with pytest.raises(CalibrationError, match=r"layers\.1\.x"):
+        with pytest.raises(CalibrationError, match=r"layers\.1\.g"):
             quantize(model, [tokens()])
         assert {name: type(module) for name, module in model.named_modules()} == modules
         assert model.training

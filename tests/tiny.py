@@ -52,7 +52,7 @@ _MAMBA = {
 _JAMBA = {
     "vocab_size": VOCABULARY,
     "hidden_size": 24,
-    "intermediate_size": 36,
+    "intermediate_size": 40,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,

@@ -49,7 +49,7 @@ class Entry:
 def raw(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row-major order, copied to the CPU where they are elsewhere."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -167,7 +167,9 @@ def parse_json(data: bytes | str, path: Path) -> dict[str, Any]:
         found = json.loads(data if isinstance(data, str) else data.decode("utf-8"), object_pairs_hook=unique)
     # RecursionError: brackets nested thousands deep.
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: found text that is not JSON ({error}); expected a JSON object; {REMEDY}") from error
+        raise CheckpointError(
+            f"{path}: found text that is not JSON ({error}); expected a JSON object; {REMEDY}"
+        ) from error
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: found a JSON {type(found).__name__}; expected a JSON object; {REMEDY}")
     return found

@@ -43,9 +43,10 @@ def replacing(directory: Path, is_ours: Callable[[str], bool]) -> Iterator[Path]
     recover(directory)
     _clean(directory)
     new = directory.parent / f"{_prefix(directory)}new-{secrets.token_hex(8)}"
-    new.mkdir()
-    lock = _lock(new)
+    lock = None
     try:
+        new.mkdir()
+        lock = _lock(new)
         if directory.exists():
             new.chmod(stat.S_IMODE(directory.stat().st_mode))
             shutil.copytree(
@@ -62,9 +63,12 @@ def replacing(directory: Path, is_ours: Callable[[str], bool]) -> Iterator[Path]
         _sync(directory.parent)
         _carry_late(new, directory, is_ours)
     finally:
-        # The new directory after a failure; the old one after the exchange.
+        # The new directory after a failure; the old one after the exchange or the renames.
         shutil.rmtree(new, ignore_errors=True)
-        os.close(lock)
+        if directory.exists():
+            shutil.rmtree(_old(directory), ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def recover(directory: Path) -> None:

@@ -9,8 +9,10 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from quamba.checkpoint.attaching import attach
+from quamba.checkpoint.container import REMEDY
 from quamba.checkpoint.directory import recover
-from quamba.checkpoint.manifest import CONFIG, GENERATION_CONFIG, REMEDY, Manifest, is_scale, read_json
+from quamba.checkpoint.layout import CONFIG, GENERATION_CONFIG, is_scale, read_json
+from quamba.checkpoint.manifest import Manifest
 from quamba.checkpoint.skeleton import MAMBA_SSM, empty_skeleton
 from quamba.errors import CheckpointError
 

@@ -1,12 +1,5 @@
-"""What a checkpoint's directory holds, and the checks that it is whole (docs/checkpoint.md).
+"""What a checkpoint's directory holds, and the checks that it is whole."""
 
-Every tensor has a checksum over its name, dtype, shape and bytes; config.json has one over its contents. Both lie in
-the metadata of the safetensors files.
-"""
-
-import hashlib
-import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,110 +10,25 @@ from torch import Tensor
 
 from quamba.checkpoint import container
 from quamba.checkpoint.container import REMEDY, Entry
-from quamba.errors import CheckpointError, RecipeError
+from quamba.checkpoint.layout import (
+    CONFIG,
+    FLOAT_DTYPES,
+    FORMAT_VERSION,
+    INDEX,
+    QUANT_METHOD,
+    SHARD,
+    UNSEALED,
+    WEIGHTS,
+    config_checksum,
+    is_guard,
+    is_positive,
+    is_scale,
+    parse_quantization_config,
+    read_json,
+    tensor_checksum,
+)
+from quamba.errors import CheckpointError
 from quamba.quantization import Quantization
-
-FORMAT_VERSION = 1
-QUANT_METHOD = "quamba"
-CONFIG = "config.json"
-GENERATION_CONFIG = "generation_config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-SHARD_PATTERN = "model{suffix}.safetensors"
-
-# Left out of config.json's checksum: they do not enter the logits, and people edit them.
-UNSEALED = ("transformers_version", "_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id")
-
-FLOAT_DTYPES = {str(dtype).partition(".")[2]: dtype for dtype in container.DTYPES.values() if dtype.is_floating_point}
-
-_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
-_JSON_LIMIT = 100_000_000
-
-
-def is_ours(name: str) -> bool:
-    """True for the file names that a save writes and replaces."""
-    return name in (CONFIG, GENERATION_CONFIG, WEIGHTS, INDEX) or _SHARD.fullmatch(name) is not None
-
-
-def is_scale(name: str) -> bool:
-    """True for the tensors that are float32, finite and positive, whatever the model's dtype."""
-    leaf = name.rpartition(".")[2]
-    return leaf.endswith("_scale") or leaf == "g_divisor"
-
-
-def is_guard(entry: Entry) -> bool:
-    """True for the empty tensor that makes a load without quamba fail (docs/checkpoint.md)."""
-    return entry.dtype == "U8" and entry.shape == (0,)
-
-
-def tensor_checksum(name: str, tensor: Tensor) -> str:
-    """sha256 over name, dtype, shape and bytes."""
-    label = json.dumps([name, container.CODES[tensor.dtype], list(tensor.shape)], separators=(",", ":"))
-    digest = hashlib.sha256(label.encode() + b"\n")
-    digest.update(container.raw(tensor))
-    return digest.hexdigest()
-
-
-def config_checksum(config: Mapping[str, Any]) -> str:
-    """sha256 over the canonical JSON of config.json without the UNSEALED keys."""
-    sealed = {key: value for key, value in config.items() if key not in UNSEALED}
-    return hashlib.sha256(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def seal(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The `__metadata__` of the safetensors file that holds these tensors."""
-    checksums = {name: tensor_checksum(name, tensors[name]) for name in sorted(tensors)}
-    ours = {"format_version": FORMAT_VERSION, "config": config_checksum(config), "tensors": checksums}
-    return {"format": "pt", QUANT_METHOD: json.dumps(ours, separators=(",", ":"))}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises CheckpointError where there is none."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_JSON_LIMIT + 1)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); expected a JSON file; {REMEDY}") from error
-    if len(data) > _JSON_LIMIT:
-        raise CheckpointError(f"{path}: found more than {_JSON_LIMIT} bytes; expected a small JSON file; {REMEDY}")
-    return container.parse_json(data, path)
-
-
-def quantization_config(quantization: Quantization) -> dict[str, Any]:
-    """The `quantization_config` of config.json."""
-    return {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, **quantization.to_dict()}
-
-
-def parse_quantization_config(found: Any, where: str) -> Quantization:
-    """Inverse of `quantization_config`.
-
-    Args:
-        found: the value in config.json.
-        where: names the file in messages.
-
-    Raises:
-        CheckpointError: another method, an unknown format version, missing or unknown keys, a malformed recipe.
-    """
-    if not isinstance(found, Mapping) or found.get("quant_method") != QUANT_METHOD:
-        raise CheckpointError(
-            f"{where}: found no quantization_config with quant_method {QUANT_METHOD!r}; expected a model that quamba "
-            "saved; load other models with transformers"
-        )
-    version = found.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{where}: found format_version {version!r}; expected {FORMAT_VERSION}; "
-            "load it with the version of quamba that saved it, or a newer one"
-        )
-    keys = {"quant_method", "format_version", "recipe", "statistics"}
-    if set(found) != keys:
-        raise CheckpointError(
-            f"{where}: found the keys {sorted(map(str, found))} in quantization_config; expected {sorted(keys)}; {REMEDY}"
-        )
-    try:
-        return Quantization.from_dict({"recipe": found["recipe"], "statistics": found["statistics"]})
-    except RecipeError as error:
-        raise CheckpointError(f"{where}: {error}; {REMEDY}") from error
 
 
 @dataclass(frozen=True)
@@ -189,7 +97,7 @@ class Manifest:
                     if tensor_checksum(name, tensor) != self.checksums[name]:
                         raise CheckpointError(f"{path}: tensor {name!r} differs from its checksum; {REMEDY}")
                     if not is_guard(entries[name]):
-                        check_scale(name, tensor, str(path))
+                        check_values(name, tensor, str(path))
                         yield name, tensor
 
     def check(self, expected: Mapping[str, Expected], *, mixed: bool = False) -> None:
@@ -210,7 +118,9 @@ class Manifest:
         }
         for name, (path, entry) in found.items():
             if name not in expected:
-                raise CheckpointError(f"{path}: found the tensor {name!r}; the model in {CONFIG} has none such; {REMEDY}")
+                raise CheckpointError(
+                    f"{path}: found the tensor {name!r}; the model in {CONFIG} has none such; {REMEDY}"
+                )
             form = Expected(shape=entry.shape, dtype=container.DTYPES[entry.dtype])
             check_form(name, form, expected[name], where=str(path), mixed=mixed)
         missing = sorted(set(expected) - set(found))
@@ -221,21 +131,23 @@ class Manifest:
             )
 
 
-def check_form(name: str, found: Expected, expected: Expected, *, where: str, mixed: bool = False) -> None:
+def check_form(
+    name: str, found: Expected, expected: Expected, *, where: str, mixed: bool = False, remedy: str = REMEDY
+) -> None:
     """Raise CheckpointError where a tensor's shape or dtype is not the expected one (mixed: any float for a float)."""
     free = mixed and not is_scale(name) and found.dtype.is_floating_point and expected.dtype.is_floating_point
     if found.shape != expected.shape or (found.dtype != expected.dtype and not free):
         raise CheckpointError(
             f"{where}: tensor {name!r} has shape {found.shape} and dtype {found.dtype}; "
-            f"expected {expected.shape} and {expected.dtype}; {REMEDY}"
+            f"expected {expected.shape} and {expected.dtype}; {remedy}"
         )
 
 
-def check_scale(name: str, tensor: Tensor, where: str) -> None:
-    """Raise CheckpointError where a scale is NaN, infinite or not positive."""
-    if is_scale(name) and not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
+def check_values(name: str, tensor: Tensor, where: str) -> None:
+    """Raise CheckpointError where a scale or a divisor is NaN, infinite or not positive."""
+    if is_positive(name) and not bool(((tensor > 0) & torch.isfinite(tensor)).all()):
         raise CheckpointError(
-            f"{where}: tensor {name!r} holds a scale that is NaN, infinite or not positive; "
+            f"{where}: tensor {name!r} holds a value that is NaN, infinite or not positive; "
             "expected finite positive scales; quantize the model again"
         )
 
@@ -260,7 +172,7 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
         raise CheckpointError(f"{index}: found no weight_map; expected tensor names and their files; {REMEDY}")
     shards: dict[Path, set[str] | None] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not _SHARD.fullmatch(file):
+        if not isinstance(file, str) or not SHARD.fullmatch(file):
             raise CheckpointError(
                 f"{index}: found the file name {file!r} for {name!r}; expected model-00001-of-00002.safetensors "
                 f"or the like; {REMEDY}"
@@ -294,7 +206,7 @@ def _read_shard(path: Path, *, checksum: str, config_path: Path) -> tuple[dict[s
         raise CheckpointError(f"{path}: tensor {name!r} has a checksum or bytes, not both; {REMEDY}")
     if sealed["config"] != checksum:
         raise CheckpointError(
-            f"{config_path}: the contents differ from the checksum in {path.name}; expected config.json as it was saved "
-            f"(only {', '.join(UNSEALED)} may be edited); restore it, or save the model again"
+            f"{config_path}: the contents differ from the checksum in {path.name}; expected config.json as it was "
+            f"saved (only {', '.join(UNSEALED)} may be edited); restore it, or save the model again"
         )
     return entries, sums

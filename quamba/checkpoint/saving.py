@@ -11,8 +11,9 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from quamba.checkpoint import container, manifest
+from quamba.checkpoint import container, layout
 from quamba.checkpoint.directory import replacing
+from quamba.checkpoint.manifest import Expected, check_form, check_values
 from quamba.checkpoint.skeleton import MAMBA_SSM, Skeleton, empty_skeleton
 from quamba.errors import CheckpointError
 from quamba.models.adapter import find_adapter, model_type_of
@@ -38,27 +39,28 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, max_shard_size:
     quantization = getattr(model, "quantization", None)
     if not isinstance(quantization, Quantization):
         raise CheckpointError(
-            f"found a {type(model).__name__} that quamba has not quantized; expected one from quamba.quantize or quamba.load"
+            f"found a {type(model).__name__} that quamba has not quantized; expected one from quamba.quantize "
+            "or quamba.load"
         )
     config = _config(model, quantization)
-    dtype = manifest.FLOAT_DTYPES[config["dtype"]]
+    dtype = layout.FLOAT_DTYPES[config["dtype"]]
     skeleton = empty_skeleton(config, quantization.recipe, dtype=dtype, where="the model's config")
     tensors = _tensors(model, skeleton, dtype, mixed=config["model_type"] == MAMBA_SSM)
     # In the CPU's memory, with no bytes: a guard against loaders that do not know this format (docs/checkpoint.md).
     tensors[skeleton.guard] = torch.empty(0, dtype=torch.uint8)
     split = split_torch_state_dict_into_shards(
-        tensors, filename_pattern=manifest.SHARD_PATTERN, max_shard_size=max_shard_size
+        tensors, filename_pattern=layout.SHARD_PATTERN, max_shard_size=max_shard_size
     )
-    with replacing(Path(directory), manifest.is_ours) as new:
+    with replacing(Path(directory), layout.is_ours) as new:
         for file, names in split.filename_to_tensors.items():
             part = {name: tensors[name] for name in names}
-            container.write(new / file, part, manifest.seal(config, part))
+            container.write(new / file, part, layout.seal(config, part))
         if split.is_sharded:
             index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            _write_text(new / manifest.INDEX, _json(index))
-        _write_text(new / manifest.CONFIG, _json(config))
+            _write_text(new / layout.INDEX, _json(index))
+        _write_text(new / layout.CONFIG, _json(config))
         if isinstance(model, PreTrainedModel) and model.can_generate():
-            _write_text(new / manifest.GENERATION_CONFIG, model.generation_config.to_json_string())
+            _write_text(new / layout.GENERATION_CONFIG, model.generation_config.to_json_string())
 
 
 def _config(model: nn.Module, quantization: Quantization) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _config(model: nn.Module, quantization: Quantization) -> dict[str, Any]:
     ours = {
         "architectures": [type(model).__name__],
         "dtype": str(dtype).partition(".")[2],
-        "quantization_config": manifest.quantization_config(quantization),
+        "quantization_config": layout.quantization_config(quantization),
     }
     if model_type_of(model) == MAMBA_SSM:
         return {"model_type": MAMBA_SSM, **asdict(model.config), **ours}  # type: ignore[call-overload]
@@ -86,7 +88,9 @@ def _tensors(model: nn.Module, skeleton: Skeleton, dtype: torch.dtype, *, mixed:
     found: dict[str, Tensor] = dict(model.state_dict())
     for name, source in skeleton.ties.items():
         if name in found and found[name].data_ptr() != found[source].data_ptr():
-            raise CheckpointError(f"{where}: {name!r} is not {source!r}; expected them tied, as the config says; tie them")
+            raise CheckpointError(
+                f"{where}: {name!r} is not {source!r}; expected them tied, as the config says; tie them"
+            )
         found.pop(name, None)
     expected = skeleton.expected(dtype)
     if set(found) != set(expected):
@@ -97,11 +101,12 @@ def _tensors(model: nn.Module, skeleton: Skeleton, dtype: torch.dtype, *, mixed:
             "quantize the model again after changing modules or config"
         )
     for name, tensor in found.items():
-        form = manifest.Expected(shape=tuple(tensor.shape), dtype=tensor.dtype)
-        manifest.check_form(name, form, expected[name], where=where, mixed=mixed)
+        form = Expected(shape=tuple(tensor.shape), dtype=tensor.dtype)
+        remedy = "do not cast a quantized model; load it with dtype=, or quantize a model of that dtype"
+        check_form(name, form, expected[name], where=where, mixed=mixed, remedy=remedy)
         if tensor.is_meta:
             raise CheckpointError(f"{where}: tensor {name!r} has no values; expected them in memory, not offloaded")
-        manifest.check_scale(name, tensor, where)
+        check_values(name, tensor, where)
     return found
 
 

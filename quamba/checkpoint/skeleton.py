@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from quamba.checkpoint.manifest import Expected, is_scale
+from quamba.checkpoint.layout import is_scale
+from quamba.checkpoint.manifest import Expected
 from quamba.convert import build_skeleton, finalize
 from quamba.errors import CheckpointError
 from quamba.models.adapter import find_adapter
@@ -114,9 +115,9 @@ def _empty_model(config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
     model_type = content.pop("model_type")
     if model_type == MAMBA_SSM:
         return _empty_mamba_ssm(content, dtype)
-    model: nn.Module
+    factory: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **content), dtype=dtype)
+        model: nn.Module = factory.from_config(AutoConfig.for_model(model_type, **content), dtype=dtype)
     return model
 
 
@@ -134,4 +135,3 @@ def _empty_mamba_ssm(content: dict[str, Any], dtype: torch.dtype) -> nn.Module:
         raise CheckpointError(f"found the keys {sorted(set(content) - known)}; expected those of MambaConfig")
     model: nn.Module = MambaLMHeadModel(MambaConfig(**content), device="meta", dtype=dtype)
     return model
-

@@ -1,15 +1,11 @@
-"""Adapters: one file per family of models."""
+"""Adapters: one file per family of models. Every module here is imported, so that its adapters register."""
 
-from quamba.models import mamba_ssm, transformers_jamba, transformers_mamba
+import importlib
+import pkgutil
+
 from quamba.models.adapter import ADAPTERS, Adapter, Shell, find_adapter, quantized_layers
 
-__all__ = [
-    "ADAPTERS",
-    "Adapter",
-    "Shell",
-    "find_adapter",
-    "mamba_ssm",
-    "quantized_layers",
-    "transformers_jamba",
-    "transformers_mamba",
-]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["ADAPTERS", "Adapter", "Shell", "find_adapter", "quantized_layers"]

@@ -1,7 +1,7 @@
 """What an architecture has to tell: one adapter per family, found by the model's type.
 
 To add a family with a Mamba-1 mixer, write one file in quamba/models with a subclass of Adapter under `@register`
-and import it in quamba/models/__init__.py.
+(CONTRIBUTING.md).
 """
 
 from abc import ABC, abstractmethod
@@ -85,6 +85,7 @@ class Adapter(ABC):
         Raises:
             UnsupportedModelError: the family has such modules and no way to do it.
         """
+        return
 
     def kept_float(self, model: nn.Module) -> dict[str, str]:
         """Names of the parts that stay in float whatever the recipe says, and why."""
@@ -107,7 +108,9 @@ class Adapter(ABC):
         """The shell that stands in one layer."""
         module = model.get_submodule(self.module_name(layer))
         if not isinstance(module, Shell):
-            raise UnsupportedModelError(f"found {type(module).__name__} at {self.module_name(layer)!r}; expected our shell")
+            raise UnsupportedModelError(
+                f"found {type(module).__name__} at {self.module_name(layer)!r}; expected our shell"
+            )
         return module
 
     def install(self, model: nn.Module, layer: int, mixer: AnyMixer) -> dict[str, nn.Module]:
@@ -119,6 +122,7 @@ class Adapter(ABC):
 
     def after_install(self, model: nn.Module) -> None:
         """Bring the model's own bookkeeping in line with the replaced modules."""
+        return
 
 
 ADAPTERS: dict[str, Adapter] = {}

@@ -24,11 +24,13 @@ def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerSt
     """
     if cache is None:
         return None
-    entry = cache.layers[layer]
+    entries = getattr(cache, "layers", ())
+    entry: Any = entries[layer] if layer < len(entries) else None
     if not hasattr(entry, "conv_states"):
+        found = type(cache).__name__ if entry is None else f"a cache layer of type {type(entry).__name__}"
         raise UnsupportedModelError(
-            f"found a cache layer of type {type(entry).__name__} for Mamba layer {layer}; expected one with conv_states "
-            "and recurrent_states (DynamicCache(config=model.config))"
+            f"found {found} for Mamba layer {layer}; expected a layer with conv_states and recurrent_states "
+            "(DynamicCache(config=model.config))"
         )
     if entry.record_past:
         raise UnsupportedModelError(
@@ -52,5 +54,6 @@ def padding_mask(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
 
 def drop_ties(model: torch.nn.Module) -> None:
     """Tell transformers that no parameters are tied any more: a tied head reads the embedding's table itself."""
-    model._tied_weights_keys = {}
-    model.all_tied_weights_keys = {}
+    attributes: Any = model
+    attributes._tied_weights_keys = {}
+    attributes.all_tied_weights_keys = {}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from quamba.errors import UnsupportedModelError
-from quamba.models.adapter import Adapter, AnyMixer, Shell, register
+from quamba.models.adapter import Adapter, Shell, register
 from quamba.models.transformers_mamba import mixer_tensors
 from quamba.nn.config import BlockConfig, MixerState
 
@@ -36,7 +36,8 @@ class MambaSsmShell(Shell):
         return state.conv, state.ssm
 
     def _device(self) -> torch.device:
-        return next(iter(self.mixer.state_dict().values())).device
+        tensor: Tensor = next(iter(self.mixer.state_dict().values()))
+        return tensor.device
 
     def _state(self, params: Any, hidden: Tensor) -> MixerState | None:
         if params is None:
@@ -69,7 +70,8 @@ class MambaSsmAdapter(Adapter):
         mixer = block.mixer
         if not hasattr(mixer, "x_proj") or not hasattr(mixer, "dt_rank"):
             raise UnsupportedModelError(
-                f"found a mixer {type(mixer).__name__} in layer {layer}; expected mamba_ssm's Mamba (ssm_cfg layer 'Mamba1')"
+                f"found a mixer {type(mixer).__name__} in layer {layer}; expected mamba_ssm's Mamba "
+                "(ssm_cfg layer 'Mamba1')"
             )
         if getattr(block, "mlp", None) is not None:
             raise UnsupportedModelError(f"found an MLP in layer {layer}; expected blocks of norm and mixer alone")
@@ -110,7 +112,9 @@ class MambaSsmAdapter(Adapter):
 
     def run_backbone(self, model: nn.Module, input_ids: Tensor, mask: Tensor | None) -> Tensor:
         if mask is not None and not bool(mask.to(torch.bool).all()):
-            raise UnsupportedModelError("found a batch with padding; mamba-ssm models take none: pass unpadded sequences")
+            raise UnsupportedModelError(
+                "found a batch with padding; mamba-ssm models take none: pass unpadded sequences"
+            )
         out: Tensor = model.backbone(input_ids)  # type: ignore[operator]
         return out
 

@@ -131,7 +131,9 @@ def _rotate_inputs(norm: Any, linears: list[Any], tensors: list[Tensor] | None =
     gamma = norm.weight.to(torch.float32)
     for weight in [*(linear.weight for linear in linears), *(tensors or [])]:
         if weight.shape[-1] != gamma.shape[0]:
-            raise UnsupportedModelError(f"found a weight of shape {tuple(weight.shape)}; expected (..., {gamma.shape[0]})")
+            raise UnsupportedModelError(
+                f"found a weight of shape {tuple(weight.shape)}; expected (..., {gamma.shape[0]})"
+            )
         weight.copy_(ops.hadamard(weight.to(torch.float32) * gamma))
     norm.weight.fill_(1.0)
 

@@ -89,9 +89,7 @@ class QuantizedLinear(nn.Module):
             (..., N) of out_dtype.
         """
         if self.spec is not None and x_scale is not None:
-            return ops.linear(
-                x, x_scale, self.qweight, self.weight_scale, self.bias, residual, out_scale, out_dtype
-            )  # type: ignore[no-any-return]
+            return ops.linear(x, x_scale, self.qweight, self.weight_scale, self.bias, residual, out_scale, out_dtype)  # type: ignore[no-any-return]
         wide = numerics.dequantize(x, x_scale)
         out = F.linear(wide, self.float_weight(), None if self.bias is None else self.bias.to(torch.float32))
         if residual is not None:

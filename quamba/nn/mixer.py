@@ -63,7 +63,9 @@ class Mixer(nn.Module):
     def empty(cls, config: BlockConfig, device: torch.device | str = "meta") -> "Mixer":
         """A mixer whose tensors are yet to be filled."""
         shapes = config.tensor_shapes()
-        return cls(config, {name: torch.empty(shape, dtype=config.dtype, device=device) for name, shape in shapes.items()})
+        return cls(
+            config, {name: torch.empty(shape, dtype=config.dtype, device=device) for name, shape in shapes.items()}
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The block's tensors under the names of `config.tensor_shapes()`."""
@@ -104,20 +106,28 @@ class Mixer(nn.Module):
         u = self._norm(hidden, w["norm.weight"], c.norm_eps).to(c.dtype)
         if self.observer is not None:
             self._see("u", u if self.folded else t.to_u(u, self._norm(hidden, None, c.norm_eps)), mask)
-        x0, z = F.linear(u, w["in_proj.weight"], w.get("in_proj.bias")).split(c.d_inner, dim=-1)
+        x0, z = F.linear(u, w["in_proj.weight"], w.get("in_proj.bias")).chunk(2, dim=-1)
         self._see("x0", x0, mask)
         self._see("z", z, mask)
         x = ops.causal_conv1d(
-            x0, None, w["conv.weight"], None, w.get("conv.bias"), None, c.dtype, mask, None if state is None else state.conv
+            x0,
+            None,
+            w["conv.weight"],
+            None,
+            w.get("conv.bias"),
+            None,
+            c.dtype,
+            mask,
+            None if state is None else state.conv,
         )
         x_seen = t.to_x(x)
         self._see("x", x_seen, mask)
-        d, B, C = F.linear(x_seen if self.folded else x, w["x_proj.weight"]).split(
-            [c.dt_rank, c.d_state, c.d_state], dim=-1
-        )
+        dbc = F.linear(x_seen if self.folded else x, w["x_proj.weight"])
+        d, B, C = torch.split(dbc, [c.dt_rank, c.d_state, c.d_state], dim=-1)  # type: ignore[no-untyped-call]
         if c.dbc_norm != "none":
             d, B, C = (
-                self._norm(v, w.get(f"{n}_norm.weight"), c.dbc_eps).to(c.dtype) for v, n in ((d, "d"), (B, "B"), (C, "C"))
+                self._norm(v, w.get(f"{n}_norm.weight"), c.dbc_eps).to(c.dtype)
+                for v, n in ((d, "d"), (B, "B"), (C, "C"))
             )
         dt = F.linear(d, w["dt_proj.weight"])
         for site, value in (("d", d), ("B", B), ("C", C), ("dt", dt)):

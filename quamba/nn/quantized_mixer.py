@@ -72,6 +72,32 @@ class QuantizedMixer(nn.Module):
     are filled.
     """
 
+    norm_weight: Tensor
+    conv_weight: Tensor
+    conv_qweight: Tensor
+    conv_weight_scale: Tensor
+    conv_bias: Tensor
+    d_norm_weight: Tensor
+    B_norm_weight: Tensor
+    C_norm_weight: Tensor
+    dt_bias: Tensor
+    A_log: Tensor
+    D: Tensor
+    x0_scale: Tensor
+    z_scale: Tensor
+    x_scale: Tensor
+    d_scale: Tensor
+    B_scale: Tensor
+    C_scale: Tensor
+    dt_scale: Tensor
+    g_scale: Tensor
+    g_divisor: Tensor
+    A: Tensor
+    xz_scale: Tensor
+    dbc_scale: Tensor
+    x_unit_scale: Tensor
+    x_scan_scale: Tensor
+
     def __init__(self, config: BlockConfig, format: BlockFormat, device: torch.device | str = "meta") -> None:
         """Make an empty mixer; fill it with quamba.convert.fill_mixer or from a state dict."""
         super().__init__()
@@ -173,7 +199,7 @@ class QuantizedMixer(nn.Module):
         self._collect()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedMixer":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._collect()
         return self
 
@@ -283,6 +309,8 @@ class QuantizedMixer(nn.Module):
         wide = self._float(hidden)
 
         u, u_scale = self._normed(hidden, "u", self.norm_weight, c.norm_eps)
+        x0_scale: Tensor | None
+        z_scale: Tensor | None
         if route.fused_xz:
             x0, z = self.in_proj(u, u_scale, out_dtype=torch.int8, out_scale=self.xz_scale).split(c.d_inner, dim=-1)
             x0_scale, z_scale = self.x0_scale, self.z_scale
@@ -296,10 +324,10 @@ class QuantizedMixer(nn.Module):
         if route.rotate_x:
             x_in, x_in_scale = self._rotated(x, "x")
             x, x_scale = ops.hadamard_inverse(numerics.dequantize(x_in, x_in_scale)), None
-        elif route.channel_x:
-            x_in_scale = self.x_unit_scale
         elif route.token_x:
             x, x_scale = numerics.dequantize(x, x_scale), None
+        if route.channel_x:
+            x_in_scale = self.x_unit_scale
         if route.smooth_g:
             x_scale = self.x_scan_scale
 

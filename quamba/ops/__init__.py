@@ -14,6 +14,8 @@ from quamba.ops.registry import OPS, Op, reference
 from quamba.ops.rms_norm_quant import rms_norm_quant
 from quamba.ops.selective_scan import selective_scan, selective_scan_step
 
+from quamba.ops import cuda as cuda  # isort: skip  # after the ops, whose kernels it registers
+
 __all__ = [
     "OPS",
     "Op",

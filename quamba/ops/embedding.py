@@ -6,6 +6,8 @@ from torch import Tensor
 from quamba.ops import checks
 from quamba.ops.registry import register
 
+_INTEGERS = frozenset((torch.int64, torch.int32))
+
 
 def embedding_reference(ids: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
     """weight[ids] * weight_scale[ids].
@@ -25,6 +27,7 @@ def embedding_reference(ids: Tensor, weight: Tensor, weight_scale: Tensor, out_d
 
 
 def embedding_cpu(ids: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
+    checks.dtype("embedding", "ids", ids, _INTEGERS)
     checks.int8("embedding", "weight", weight)
     checks.dims("embedding", "weight", weight, 2)
     checks.scale("embedding", "weight_scale", weight_scale, weight.shape[0])

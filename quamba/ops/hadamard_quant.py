@@ -22,18 +22,19 @@ def hadamard_reference(x: Tensor) -> Tensor:
 
 
 @lru_cache
-def _factors(size: int) -> tuple[Tensor, Tensor]:
+def _factors(size: int) -> tuple[Tensor, Tensor, int, int]:
     with torch.inference_mode(False):
-        return _hadamard.factors(size, dtype=torch.float32)
+        left, right = _hadamard.factors(size, dtype=torch.float32)
+    return left, right, len(left), len(right)
 
 
 def _rotated(x: Tensor) -> Tensor:
     """x (..., D) float32 -> a new float32 (..., D) x H^T."""
-    left, right = _factors(x.shape[-1])
-    blocks = x.reshape(-1, len(left), len(right))
-    if len(blocks) == 1:
-        return torch.mm(left, torch.mm(blocks[0], right)).view(x.shape)
-    return torch.matmul(left, torch.matmul(blocks, right)).view(x.shape)
+    shape = x.shape
+    left, right, rows, columns = _factors(shape[-1])
+    if x.numel() == rows * columns:
+        return torch.mm(left, torch.mm(x.reshape(rows, columns), right)).view(shape)
+    return torch.matmul(left, torch.matmul(x.reshape(-1, rows, columns), right)).view(shape)
 
 
 def hadamard_cpu(x: Tensor) -> Tensor:

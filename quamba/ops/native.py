@@ -24,7 +24,10 @@ def _load() -> tuple[Any, str]:
     try:
         return importlib.import_module("quamba._cpu"), ""
     except ImportError as error:
-        return None, f"not built, or not for this Python: {error}; a C++ compiler and a reinstallation of quamba build it"
+        return (
+            None,
+            f"not built, or not for this Python: {error}; a C++ compiler and a reinstallation of quamba build it",
+        )
 
 
 _library, _reason = _load()

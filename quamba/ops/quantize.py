@@ -18,7 +18,7 @@ def quantize_cpu(x: Tensor, scale: Tensor) -> Tensor:
     checks.float32("quantize", "scale", scale)
     if scale.dim() != 0 and scale.shape != x.shape[-1:]:
         checks.shape("quantize", "scale", scale, (*x.shape[:-1], 1))
-    return numerics.quantize(x, scale)
+    return numerics.quantize(x.contiguous(), scale)
 
 
 def quantize_fake(x: Tensor, scale: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def quantize_per_token_reference(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def quantize_per_token_cpu(x: Tensor) -> tuple[Tensor, Tensor]:
     checks.dtype("quantize_per_token", "x", x, checks.FLOATS)
-    return quantize_per_token_reference(x.float())
+    return quantize_per_token_reference(x.float().contiguous())
 
 
 def quantize_per_token_fake(x: Tensor) -> tuple[Tensor, Tensor]:

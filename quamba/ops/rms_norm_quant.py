@@ -1,10 +1,13 @@
 """rms_norm_quant: RMSNorm, then int8 with a static scale, in one rounding."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 from quamba import numerics
 from quamba.ops import checks
+from quamba.ops.cache import Derived
 from quamba.ops.cpu.rows import rms_norm_quant_native
 from quamba.ops.registry import register
 
@@ -28,6 +31,15 @@ def rms_norm_quant_reference(x: Tensor, weight: Tensor | None, scale: Tensor, ep
     return numerics.quantize(x, scale)
 
 
+@lru_cache
+def _constant(value: float) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=torch.float32, device="cpu")
+
+
+_gain = Derived(lambda weight, scale: weight.float() / scale)
+
+
 def rms_norm_quant_cpu(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float) -> Tensor:
     size = x.shape[-1]
     checks.dtype("rms_norm_quant", "x", x, checks.FLOATS)
@@ -36,12 +48,12 @@ def rms_norm_quant_cpu(x: Tensor, weight: Tensor | None, scale: Tensor, eps: flo
     native = rms_norm_quant_native(x, weight, scale, eps)
     if native is not None:
         return native
-    x = x.float()
+    x = x.float().contiguous()
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    out = x * norm.square_().div_(size).add_(eps).rsqrt_()
-    if weight is not None:
-        out.mul_(weight)
-    return numerics.to_int8_(out.div_(scale))
+    out = x * torch.addcmul(_constant(eps), norm, norm, value=1 / size).rsqrt_()
+    if weight is None:
+        return numerics.to_int8_(out.div_(scale))
+    return numerics.to_int8_(out.mul_(_gain(weight, scale)))
 
 
 def rms_norm_quant_fake(x: Tensor, weight: Tensor | None, scale: Tensor, eps: float) -> Tensor:

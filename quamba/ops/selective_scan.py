@@ -6,7 +6,7 @@ from torch import Tensor
 
 from quamba import numerics
 from quamba.ops.cpu.selective_scan import selective_scan_cpu, selective_scan_step_cpu
-from quamba.ops.registry import register
+from quamba.ops.registry import float64_in, register
 
 
 def selective_scan_reference(
@@ -135,12 +135,12 @@ selective_scan = register(
     _COMMON + " Tensor(a!)? state) -> Tensor",
     reference=selective_scan_reference,
     fake=selective_scan_fake,
-    cpu=selective_scan_cpu,
+    cpu=float64_in(selective_scan_reference, selective_scan_cpu),
 )
 selective_scan_step = register(
     "selective_scan_step",
     _COMMON + " Tensor(a!) state) -> Tensor",
     reference=selective_scan_step_reference,
     fake=selective_scan_fake,
-    cpu=selective_scan_step_cpu,
+    cpu=float64_in(selective_scan_step_reference, selective_scan_step_cpu),
 )

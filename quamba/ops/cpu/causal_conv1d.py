@@ -17,7 +17,10 @@ def causal_conv1d_native(
     mask: Tensor | None,
     conv_state: Tensor | None,
 ) -> Tensor | None:
-    """See `causal_conv1d_reference`; None where the library is missing or an operand is not int8 with a scale."""
+    """See `causal_conv1d_reference`; None where the library is missing or an operand is not int8 with a scale.
+
+    mask is bool.
+    """
     int8 = x.dtype is torch.int8 and weight.dtype is torch.int8
     if not (native.available() and int8 and x.numel()) or x_scale is None or weight_scale is None:
         return None
@@ -40,7 +43,7 @@ def causal_conv1d_native(
         weight_scale=native.scale(weight_scale),
         bias=native.float32(bias),
         out_scale=native.scale(out_scale),
-        mask=None if mask is None else mask.to(torch.bool).contiguous(),
+        mask=None if mask is None else mask.contiguous(),
         state=state,
         out=out,
     )

@@ -1,5 +1,7 @@
 """mixer_step on the CPU, native: the block's tensors are packed once, a step passes four pointers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -154,11 +156,10 @@ def _plan(
 _plans = Derived(_plan)
 
 
-def mixer_step_native(hidden: Tensor, *arguments: object) -> Tensor | None:
+def mixer_step_native(hidden: Tensor, *arguments: Any) -> Tensor | None:
     """See `mixer_step_reference`; None where the library is missing or a state is not contiguous."""
     library = native.library()
     *block, conv_state, ssm_state = arguments
-    assert isinstance(conv_state, Tensor) and isinstance(ssm_state, Tensor)
     if library is None or not (conv_state.is_contiguous() and ssm_state.is_contiguous()):
         return None
     packed, (model, inner, size, width), _ = _plans(*block)
@@ -180,5 +181,5 @@ def mixer_step_native(hidden: Tensor, *arguments: object) -> Tensor | None:
         batch,
         torch.get_num_threads(),
     )
-    out_dtype = block[-1]
+    out_dtype: torch.dtype = block[-1]
     return out if out_dtype is torch.float32 else out.to(out_dtype)

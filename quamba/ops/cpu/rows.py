@@ -1,4 +1,4 @@
-"""The ops that go row by row on the CPU, native: each returns None where the library is missing."""
+"""The ops that go row by row on the CPU, native; the optional results are None where the library is missing."""
 
 from functools import lru_cache
 
@@ -62,3 +62,35 @@ def hadamard_quant_native(x: Tensor, scale: Tensor) -> Tensor | None:
         out=out,
     )
     return out
+
+
+def linear_native(
+    x: Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    out_scale: Tensor | None,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """`linear_reference` for x (M, K), with x_scale () and at most one of residual and out_scale."""
+    size, depth = weight.shape
+    x = x.contiguous()
+    out = torch.empty((len(x), size), dtype=torch.float32 if out_scale is None else torch.int8, device="cpu")
+    native.run(
+        "linear",
+        rows=len(x),
+        size=size,
+        depth=depth,
+        threads=torch.get_num_threads(),
+        x=x,
+        x_scale=x_scale,
+        weight=weight.contiguous(),
+        weight_scale=native.scale(weight_scale),
+        bias=native.float32(bias),
+        residual=native.float32(residual),
+        out_scale=native.scale(out_scale),
+        out=out,
+    )
+    return out if out.dtype is out_dtype else out.to(out_dtype)

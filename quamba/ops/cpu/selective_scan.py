@@ -8,6 +8,7 @@ The channels are the contiguous dimension, so that every inner loop is long; the
 
 import itertools
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from quamba import numerics
 from quamba.ops import checks, native
+from quamba.ops.cache import Derived
+from quamba.ops.cpu.selective_scan_native import selective_scan_native
 
 # Elements advanced by one call, about where two cores begin to pay; and elements of a work buffer, of which
 # there are two, float32: together they fit the second-level caches.
@@ -96,81 +99,86 @@ def _scan(dt: Tensor, x: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor)
             out[here] = block.advance(dt[here], dtx[here], A[:, columns], B[at], C[at])
             block.start_at[0].copy_(block.start_at[-1])
         state[lines, :, columns] = block.start_at[-1]
-    return y.reshape(batch, padded, inner)[:, :length]
+    return y.reshape(batch, padded, inner)[:, :length].contiguous()
 
 
-def _check(
-    op: str,
-    x: Tensor,
-    inner: tuple[tuple[str, Tensor | None, Tensor | None], ...],
-    state_wide: tuple[tuple[str, Tensor, Tensor | None], ...],
-    vectors: tuple[Tensor, Tensor],
-    A: Tensor,
-    out_scale: Tensor | None,
-    out_dtype: torch.dtype,
-    state: Tensor | None,
-) -> None:
-    """The checks that prefill and step share: (name, tensor, scale) of the tensors (..., D) and (..., N)."""
+class _Parameters(NamedTuple):
+    """What is derived from the parameters: float32, and scales that are vectors, or None."""
+
+    A: Tensor  # transposed: (N, D)
+    dt_bias: Tensor
+    D: Tensor
+    x_scale: Tensor | None
+    dt_scale: Tensor | None
+    z_scale: Tensor | None
+    B_scale: Tensor | None
+    C_scale: Tensor | None
+
+
+def _vector(scale: Tensor | None, size: int) -> Tensor | None:
+    return None if scale is None else scale.expand(size).clone()
+
+
+def _scaled(value: Tensor, scale: Tensor | None) -> Tensor:
+    """value * scale in float32. int8 * float32 vector is float32: one call, which counts in a step of twenty."""
+    if scale is None or value.dtype is not torch.int8:
+        return numerics.dequantize(value, scale)
+    return value * scale
+
+
+def _prepare(A: Tensor, dt_bias: Tensor, D: Tensor, *scales: Tensor | None) -> _Parameters:
+    """scales: of x, dt, z, the result; B, C."""
+    op = "selective_scan"
     checks.float32(op, "A", A)
     checks.dims(op, "A", A, 2)
+    inner, size = A.shape
+    checks.vector(op, "dt_bias", dt_bias, inner)
+    checks.vector(op, "D", D, inner)
+    for name, scale in zip(("x", "dt", "z", "out"), scales[:4], strict=True):
+        checks.scale(op, f"{name}_scale", scale, inner)
+    for name, scale in zip(("B", "C"), scales[4:], strict=True):
+        checks.scale(op, f"{name}_scale", scale, size)
+    return _Parameters(
+        A=A.t().clone(memory_format=torch.contiguous_format),
+        dt_bias=dt_bias.to(torch.float32, copy=True),
+        D=D.to(torch.float32, copy=True),
+        x_scale=_vector(scales[0], inner),
+        dt_scale=_vector(scales[1], inner),
+        z_scale=_vector(scales[2], inner),
+        B_scale=_vector(scales[4], size),
+        C_scale=_vector(scales[5], size),
+    )
+
+
+_parameters = Derived(_prepare)
+
+
+def _check_inputs(
+    op: str, A: Tensor, x: Tensor, dt: Tensor, z: Tensor | None, B: Tensor, C: Tensor, state: Tensor | None
+) -> None:
+    inner, size = A.shape
     leading = x.shape[:-1]
-    for group, size in ((inner, A.shape[0]), (state_wide, A.shape[1])):
-        for name, tensor, scale in group:
-            if tensor is not None:
-                checks.dtype(op, name, tensor, checks.INT8_OR_FLOAT)
-                checks.shape(op, name, tensor, (*leading, size))
-            checks.scale(op, f"{name}_scale", scale, size)
-    checks.vector(op, "dt_bias", vectors[0], A.shape[0])
-    checks.vector(op, "D", vectors[1], A.shape[0])
-    checks.scale(op, "out_scale", out_scale, A.shape[0])
-    checks.output(op, out_scale, out_dtype)
+    wide, narrow = (*leading, inner), (*leading, size)
+    types = checks.INT8_OR_FLOAT
+    # The plain comparisons first: this runs for every token, and naming the culprit takes longer.
+    if (
+        x.shape == dt.shape == wide
+        and B.shape == C.shape == narrow
+        and x.dtype in types
+        and dt.dtype in types
+        and B.dtype in types
+        and C.dtype in types
+        and (z is None or (z.shape == wide and z.dtype in types))
+        and (state is None or (state.shape == (leading[0], inner, size) and state.dtype is torch.float32))
+    ):
+        return
+    for name, tensor, shape in (("x", x, wide), ("dt", dt, wide), ("z", z, wide), ("B", B, narrow), ("C", C, narrow)):
+        if tensor is not None:
+            checks.dtype(op, name, tensor, types)
+            checks.shape(op, name, tensor, shape)
     if state is not None:
         checks.float32(op, "state", state)
-        checks.shape(op, "state", state, (leading[0], *A.shape))
-
-
-def _plain(value: Tensor) -> Tensor:
-    """The same values as int8 or float32, the last dimension contiguous."""
-    value = value if value.dtype is torch.int8 else value.float()
-    return value if value.stride(-1) == 1 else value.contiguous()
-
-
-def _native(
-    inputs: dict[str, Tensor],
-    scales: dict[str, Tensor | None],
-    vectors: dict[str, Tensor],
-    out_dtype: torch.dtype,
-    state: Tensor | None,
-) -> Tensor:
-    """The scan in quamba/_cpu: `inputs` are x, dt, B, C and z where there is one, `scales` all six by name."""
-    plain = {name: _plain(tensor) for name, tensor in inputs.items()}
-    x = plain["x"]
-    floats = {name: native.float32(tensor) for name, tensor in vectors.items()}
-    kept = {name: native.scale(scale) for name, scale in scales.items()}
-    carried = None if state is None else state.contiguous()
-    out = torch.empty(x.shape, dtype=torch.int8 if out_dtype is torch.int8 else torch.float32, device="cpu")
-    values: dict[str, Tensor | float | None] = {"z": None, "z_int8": 0, "z_batch_stride": 0, "z_stride": 0}
-    for name, tensor in plain.items():
-        values[name] = tensor
-        values[f"{name}_int8"] = tensor.dtype is torch.int8
-        values[f"{name}_batch_stride"], values[f"{name}_stride"], _ = tensor.stride()
-    batch, length, inner = x.shape
-    native.run(
-        "selective_scan",
-        batch=batch,
-        length=length,
-        d_inner=inner,
-        d_state=vectors["A"].shape[1],
-        threads=torch.get_num_threads(),
-        out=out,
-        state=carried,
-        **values,
-        **floats,
-        **{f"{name}_scale": scale for name, scale in kept.items()},
-    )
-    if state is not None and carried is not state and carried is not None:
-        state.copy_(carried)
-    return out if out.dtype is out_dtype else out.to(out_dtype)
+        checks.shape(op, "state", state, (leading[0], inner, size))
 
 
 def selective_scan_cpu(
@@ -192,39 +200,31 @@ def selective_scan_cpu(
     state: Tensor | None,
 ) -> Tensor:
     """See `selective_scan_reference`."""
+    parameters = _parameters(A, dt_bias, D, x_scale, dt_scale, z_scale, out_scale, B_scale, C_scale)
     checks.dims("selective_scan", "x", x, 3)
-    _check(
-        "selective_scan",
-        x,
-        (("x", x, x_scale), ("dt", dt, dt_scale), ("z", z, z_scale)),
-        (("B", B, B_scale), ("C", C, C_scale)),
-        (dt_bias, D),
-        A,
-        out_scale,
-        out_dtype,
-        state,
-    )
+    checks.output("selective_scan", out_scale, out_dtype)
+    _check_inputs("selective_scan", A, x, dt, z, B, C, state)
     if native.available() and A.shape[1] > 0:
-        return _native(
-            {"x": x, "dt": dt, "B": B, "C": C} | ({} if z is None else {"z": z}),
-            {"x": x_scale, "dt": dt_scale, "B": B_scale, "C": C_scale, "z": z_scale, "out": out_scale},
-            {"dt_bias": dt_bias, "A": A, "D": D},
-            out_dtype,
-            state,
+        return selective_scan_native(
+            inputs={"x": x, "dt": dt, "B": B, "C": C} | ({} if z is None else {"z": z}),
+            scales={"x": x_scale, "dt": dt_scale, "B": B_scale, "C": C_scale, "z": z_scale, "out": out_scale},
+            vectors={"dt_bias": dt_bias, "A": A, "D": D},
+            out_dtype=out_dtype,
+            state=state,
         )
     x, dt, B, C = (
         numerics.dequantize(value, scale) for value, scale in ((x, x_scale), (dt, dt_scale), (B, B_scale), (C, C_scale))
     )
-    dt = F.softplus(dt + dt_bias)
+    dt = F.softplus(dt + parameters.dt_bias)
     shape = (x.shape[0], A.shape[1], A.shape[0])
     carried = x.new_zeros(shape) if state is None else state.transpose(1, 2).contiguous()
-    y = _scan(dt, x, A.t().contiguous(), B, C, carried) if x.numel() else torch.zeros_like(x)
+    y = _scan(dt, x, parameters.A, B, C, carried) if x.numel() else torch.zeros_like(x)
     if state is not None:
         state.copy_(carried.transpose(1, 2))
-    y.addcmul_(x, D.float())
+    y.addcmul_(x, parameters.D)
     if z is not None:
         y.mul_(F.silu(numerics.dequantize(z, z_scale), inplace=True))
-    return y.to(out_dtype) if out_scale is None else numerics.to_int8_(y.div_(out_scale))
+    return numerics.finish_(y, out_scale, out_dtype)
 
 
 def selective_scan_step_cpu(
@@ -246,24 +246,17 @@ def selective_scan_step_cpu(
     state: Tensor,
 ) -> Tensor:
     """See `selective_scan_step_reference`."""
+    parameters = _parameters(A, dt_bias, D, x_scale, dt_scale, z_scale, out_scale, B_scale, C_scale)
     checks.dims("selective_scan_step", "x", x, 2)
-    _check(
-        "selective_scan_step",
-        x,
-        (("x", x, x_scale), ("dt", dt, dt_scale), ("z", z, z_scale)),
-        (("B", B, B_scale), ("C", C, C_scale)),
-        (dt_bias, D),
-        A,
-        out_scale,
-        out_dtype,
-        state,
-    )
-    x = numerics.dequantize(x, x_scale)
-    dt = F.softplus(numerics.dequantize(dt, dt_scale) + dt_bias)
+    checks.output("selective_scan_step", out_scale, out_dtype)
+    _check_inputs("selective_scan_step", A, x, dt, z, B, C, state)
+    x = _scaled(x, parameters.x_scale)
+    dt = F.softplus(_scaled(dt, parameters.dt_scale) + parameters.dt_bias)
+    drive = (dt * x).unsqueeze(2)
     state.mul_((dt.unsqueeze(2) * A).exp_())
-    state.addcmul_((dt * x).unsqueeze(2), numerics.dequantize(B, B_scale).unsqueeze(1))
-    y = torch.bmm(state, numerics.dequantize(C, C_scale).unsqueeze(2)).squeeze(2)
-    y.addcmul_(x, D.float())
+    state.addcmul_(drive, _scaled(B, parameters.B_scale).unsqueeze(1))
+    y = torch.bmm(state, _scaled(C, parameters.C_scale).unsqueeze(2)).squeeze(2)
+    y.addcmul_(x, parameters.D)
     if z is not None:
-        y.mul_(F.silu(numerics.dequantize(z, z_scale)))
-    return y.to(out_dtype) if out_scale is None else numerics.to_int8_(y.div_(out_scale))
+        y.mul_(F.silu(_scaled(z, parameters.z_scale)))
+    return numerics.finish_(y, out_scale, out_dtype)

@@ -22,7 +22,7 @@ static void convolve_row(const CausalConv1d& p, const int8_t* const* rows, const
     Floats value{};
     for (int64_t k = 0; k < p.width; ++k)
       value += load_bytes(rows[k] + d, lanes) * load<Floats>(taps + k * p.channels + d, lanes);
-    value = value * load_scale(p.x_scale, d, lanes) * load_scale(p.weight_scale, d, lanes);
+    value *= load_scale(p.x_scale, d, lanes) * load_scale(p.weight_scale, d, lanes);
     if (p.bias != nullptr) value += load<Floats>(p.bias + d, lanes);
     value = silu_of(value);
     if (p.out_scale.data != nullptr)

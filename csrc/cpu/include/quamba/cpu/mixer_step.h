@@ -32,8 +32,8 @@ static void convolve(int8_t* state, const int8_t* x0, const int8_t* weight, int6
 // x[d] = q(SiLU(sums[d] * xz_scale[d] * weight_scale[d] + bias[d]), x_scale[d]).
 static void activate(const MixerStep& p, const int32_t* sums, int8_t* x) {
   for_vectors(p.d_inner, [&](int64_t d, auto lanes) {
-    Floats value = to_floats(load<Ints>(sums + d, lanes)) * load_scale(p.xz_scale, d, lanes);
-    value *= load_scale(p.conv_weight_scale, d, lanes);
+    const Floats scale = load_scale(p.xz_scale, d, lanes) * load_scale(p.conv_weight_scale, d, lanes);
+    Floats value = to_floats(load<Ints>(sums + d, lanes)) * scale;
     if (p.conv_bias != nullptr) value += load<Floats>(p.conv_bias + d, lanes);
     store_bytes(x + d, silu_of(value) / load_scale(p.x_scale, d, lanes), lanes);
   });

@@ -1,0 +1,40 @@
+// quamba::embedding on CUDA.
+#include "quamba/embedding.cuh"
+
+#include "op.h"
+
+namespace quamba {
+namespace {
+
+Tensor embedding(const Tensor& ids, const Tensor& weight, const Tensor& weight_scale, ScalarType out_dtype) {
+  check_device(ids, weight, "ids");
+  QUAMBA_CHECK(weight.dim() == 2 && weight.scalar_type() == ScalarType::Char && weight.stride(1) == 1,
+               "weight has shape ", shape_of(weight), "; expected int8 (V, E) with contiguous rows");
+  const bool wide = ids.scalar_type() == ScalarType::Long;
+  QUAMBA_CHECK(wide || ids.scalar_type() == ScalarType::Int, "ids must be int64 or int32");
+  const Scale scale = scale_of(weight_scale, weight.size(0), weight, "weight_scale");
+  std::vector<int64_t> sizes = sizes_of(ids);
+  sizes.push_back(weight.size(1));
+  Tensor out = empty(weight, sizes, out_dtype);
+  if (out.numel() == 0) return out;
+  const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
+  const Tensor flat = torch::stable::contiguous(ids);
+  const unsigned tokens = static_cast<unsigned>(ids.numel());
+  with_float_type(type_of(out_dtype, "out_dtype"), "out_dtype", [&](auto element) {
+    using T = decltype(element);
+    const auto launch = [&](const auto* id) {
+      embedding_kernel<<<tokens, 256, 0, stream_of(weight)>>>(id, static_cast<const int8_t*>(weight.data_ptr()),
+                                                              weight.stride(0), weight.size(0), weight.size(1), scale,
+                                                              static_cast<T*>(out.data_ptr()));
+    };
+    if (wide) return launch(static_cast<const int64_t*>(flat.data_ptr()));
+    launch(static_cast<const int32_t*>(flat.data_ptr()));
+  });
+  check_launch("embedding");
+  return out;
+}
+
+}  // namespace
+}  // namespace quamba
+
+STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m) { m.impl("embedding", TORCH_BOX(&quamba::embedding)); }

@@ -1,0 +1,213 @@
+// hadamard, hadamard_quant: x H^T / sqrt(order), H = kron(base matrix, Sylvester of 2^k), the 2^k index the fast one.
+//
+// One thread block a block of H in a row of x. The base matrix comes first: a thread takes a column of the
+// (base, 2^k) matrix, all of it in registers, with the signs as constants of the code. The Sylvester part follows in
+// passes of up to four butterfly stages in registers, with shared memory between; the last one leaves sixteen
+// neighbouring results in a thread, which rounds and writes them.
+#pragma once
+
+#include "hadamard_bases.h"
+#include "quamba/types.cuh"
+
+namespace quamba {
+
+struct HadamardParams {
+  const void* x;
+  int64_t row_stride, column_stride;
+  int blocks, power, base, log_power;
+  int base_offset;  // of the base matrix in kRows
+  bool vector_out;  // 16 results can be written at an aligned address
+  float factor;     // 1 / sqrt(power * base)
+  Scale scale;
+  void* out;  // contiguous
+};
+
+// Index i of a row in shared memory: one word of padding in sixteen keeps stride-16 accesses on distinct banks.
+__device__ __forceinline__ int padded_index(int i) { return i + (i >> 4); }
+
+constexpr int hadamard_shared_floats(int order) { return order + order / 16 + 1; }
+
+#ifndef QUAMBA_GENERIC_BASE
+// Row `row` of a base matrix of order at most 64; a set bit is -1.
+constexpr uint64_t base_row(int order, int row) {
+  for (int i = 0; i < kOrderCount; ++i)
+    if (kOrders[i] == order) {
+      const int words = (order + 31) / 32, at = kOffsets[i] + row * words;
+      return kRows[at] | (words > 1 ? static_cast<uint64_t>(kRows[at + 1]) << 32 : 0);
+    }
+  return 0;
+}
+
+template <int BASE, int ROW>
+__device__ __forceinline__ void base_rows(const float (&v)[BASE], float* shared, int column, int power) {
+  if constexpr (ROW < BASE) {
+    constexpr uint64_t kBits = base_row(BASE, ROW);
+    // Two sums, so that additions need not wait for each other.
+    float even = 0.0f, odd = 0.0f;
+#pragma unroll
+    for (int i = 0; i < BASE; i += 2) {
+      even += (kBits >> i) & 1 ? -v[i] : v[i];
+      if (i + 1 < BASE) odd += (kBits >> (i + 1)) & 1 ? -v[i + 1] : v[i + 1];
+    }
+    shared[padded_index(ROW * power + column)] = even + odd;
+    base_rows<BASE, ROW + 1>(v, shared, column, power);
+  }
+}
+
+template <int BASE, typename T>
+__device__ __forceinline__ void base_pass(const T* x, const HadamardParams& p, float* shared) {
+  for (int column = threadIdx.x; column < p.power; column += blockDim.x) {
+    float v[BASE];
+#pragma unroll
+    for (int i = 0; i < BASE; ++i) v[i] = to_float(x[(i * p.power + column) * p.column_stride]);
+    base_rows<BASE, 0>(v, shared, column, p.power);
+  }
+  __syncthreads();
+}
+#else
+// Any base: signs from the table in memory, the row twice in shared memory.
+template <int BASE, typename T>
+__device__ __forceinline__ void base_pass(const T* x, const HadamardParams& p, float* shared) {
+  const int order = p.power * p.base, words = (p.base + 31) / 32;
+  float* raw = shared + hadamard_shared_floats(order);
+  for (int i = threadIdx.x; i < order; i += blockDim.x) raw[i] = to_float(x[i * p.column_stride]);
+  __syncthreads();
+  for (int i = threadIdx.x; i < order; i += blockDim.x) {
+    const int row = i / p.power, column = i % p.power;
+    float sum = 0.0f;
+    for (int k = 0; k < p.base; ++k) {
+      const uint32_t bits = kRows[p.base_offset + row * words + k / 32];
+      const float v = raw[k * p.power + column];
+      sum += (bits >> (k % 32)) & 1 ? -v : v;
+    }
+    shared[padded_index(i)] = sum;
+  }
+  __syncthreads();
+}
+#endif
+
+template <int LOG_RADIX>
+__device__ __forceinline__ void butterflies(float (&v)[1 << LOG_RADIX]) {
+#pragma unroll
+  for (int stage = 0; stage < LOG_RADIX; ++stage)
+#pragma unroll
+    for (int i = 0; i < (1 << LOG_RADIX); ++i)
+      if (!(i >> stage & 1)) {
+        const float a = v[i], b = v[i + (1 << stage)];
+        v[i] = a + b;
+        v[i + (1 << stage)] = a - b;
+      }
+}
+
+// LOG_RADIX butterfly stages at strides 2^log_stride and up, in place in shared memory.
+template <int LOG_RADIX>
+__device__ __forceinline__ void middle_pass(float* shared, int order, int log_stride) {
+  constexpr int kRadix = 1 << LOG_RADIX;
+  for (int u = threadIdx.x; u < order >> LOG_RADIX; u += blockDim.x) {
+    const int low = u & ((1 << log_stride) - 1), first = ((u >> log_stride) << (log_stride + LOG_RADIX)) + low;
+    float v[kRadix];
+#pragma unroll
+    for (int i = 0; i < kRadix; ++i) v[i] = shared[padded_index(first + (i << log_stride))];
+    butterflies<LOG_RADIX>(v);
+#pragma unroll
+    for (int i = 0; i < kRadix; ++i) shared[padded_index(first + (i << log_stride))] = v[i];
+  }
+  __syncthreads();
+}
+
+// The stages at strides 1 to 2^(LOG_RADIX - 1), and the result. `column` is the block's first column in the row.
+template <int LOG_RADIX, typename Out>
+__device__ __forceinline__ void last_pass(const float* shared, int order, const HadamardParams& p, int column,
+                                          Out* out) {
+  constexpr int kRadix = 1 << LOG_RADIX;
+  for (int u = threadIdx.x; u < order >> LOG_RADIX; u += blockDim.x) {
+    const int first = u << LOG_RADIX;
+    float v[kRadix];
+#pragma unroll
+    for (int i = 0; i < kRadix; ++i) v[i] = shared[padded_index(first + i)];
+    butterflies<LOG_RADIX>(v);
+    if constexpr (sizeof(Out) == 1) {
+      uint32_t bytes[kRadix];
+#pragma unroll
+      for (int i = 0; i < kRadix; ++i) {
+        const float scale = p.scale[column + first + i];
+        bytes[i] = round_to_byte(divide(v[i] * p.factor, scale, __frcp_rn(scale)));
+      }
+      if constexpr (kRadix == 16) {
+        if (p.vector_out) {
+          store_bytes<kRadix, true>(out + first, kRadix, bytes);
+          continue;
+        }
+      }
+      store_bytes<kRadix, false>(out + first, kRadix, bytes);
+    } else {
+      Out values[kRadix];
+#pragma unroll
+      for (int i = 0; i < kRadix; ++i) values[i] = from_float<Out>(v[i] * p.factor);
+      if constexpr (kRadix == 16) {
+        if (p.vector_out) {
+#pragma unroll
+          for (int i = 0; i < static_cast<int>(sizeof(Out)); ++i) {
+            uint4 word;
+            memcpy(&word, values + i * 16 / sizeof(Out), 16);
+            reinterpret_cast<uint4*>(out + first)[i] = word;
+          }
+          continue;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kRadix; ++i) out[first + i] = values[i];
+    }
+  }
+}
+
+// A thread holds a column of the base matrix in registers.
+constexpr int hadamard_threads(int base) { return base > 40 ? 256 : 512; }
+
+template <int BASE, typename T, typename Out>
+__global__ void __launch_bounds__(hadamard_threads(BASE)) hadamard_kernel(const HadamardParams p) {
+  extern __shared__ float shared[];
+  const int order = p.power * p.base;
+  const int64_t row = blockIdx.x / p.blocks;
+  const int column = static_cast<int>(blockIdx.x % p.blocks) * order;
+  const T* x = static_cast<const T*>(p.x) + row * p.row_stride + column * p.column_stride;
+  if constexpr (BASE == 1) {
+    for (int i = threadIdx.x; i < order; i += blockDim.x) shared[padded_index(i)] = to_float(x[i * p.column_stride]);
+    __syncthreads();
+  } else {
+    base_pass<BASE>(x, p, shared);
+  }
+  const int low = p.log_power < 4 ? p.log_power : 4;
+  for (int done = p.log_power; done > low;) {
+    const int stages = (done - low) % 4 ? (done - low) % 4 : 4;
+    done -= stages;
+    switch (stages) {
+      case 1:
+        middle_pass<1>(shared, order, done);
+        break;
+      case 2:
+        middle_pass<2>(shared, order, done);
+        break;
+      case 3:
+        middle_pass<3>(shared, order, done);
+        break;
+      default:
+        middle_pass<4>(shared, order, done);
+    }
+  }
+  Out* out = static_cast<Out*>(p.out) + static_cast<int64_t>(blockIdx.x) * order;
+  switch (low) {
+    case 0:
+      return last_pass<0>(shared, order, p, column, out);
+    case 1:
+      return last_pass<1>(shared, order, p, column, out);
+    case 2:
+      return last_pass<2>(shared, order, p, column, out);
+    case 3:
+      return last_pass<3>(shared, order, p, column, out);
+    default:
+      return last_pass<4>(shared, order, p, column, out);
+  }
+}
+
+}  // namespace quamba

@@ -1,0 +1,22 @@
+// The matrix kernels of linear, one translation unit each, as the dispatcher sees them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "quamba/linear.cuh"
+
+namespace quamba {
+
+// Fewest rows, columns and depth per multiprocessor pass; the dispatcher picks by the shape.
+enum class Tile { kLarge, kMedium, kSmall };
+
+// x (M, K) and weight (N, K) with K a multiple of 16, rows aligned to 16 bytes; N such that rows of the result are,
+// too. bias is float32. residual has the type of the result, which then is not int8.
+// Writes the bytes of workspace needed to *bytes when workspace is null and *bytes is not enough.
+template <typename Out, bool kResidual, Tile kTile>
+cudaError_t linear_sm90(const LinearParams& p, void* workspace, size_t* bytes, cudaStream_t stream);
+
+// Any result type, and a residual of any type.
+cudaError_t linear_sm80(const LinearParams& p, cudaStream_t stream);
+
+}  // namespace quamba

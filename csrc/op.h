@@ -1,0 +1,189 @@
+// What every op does on the host: checks with messages that say what was found, views of tensors as plain structs,
+// the stream. The only header here that knows torch; it uses the stable ABI alone.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "quamba/types.cuh"
+
+namespace quamba {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+#define QUAMBA_CHECK(cond, ...) STD_TORCH_CHECK(cond, "quamba: ", __VA_ARGS__)
+
+inline std::string shape_of(const Tensor& t) {
+  std::string text = "(";
+  for (int64_t i = 0; i < t.dim(); ++i) text += (i ? ", " : "") + std::to_string(t.size(i));
+  return text + ")";
+}
+
+inline Type type_of(ScalarType dtype, const char* what) {
+  switch (dtype) {
+    case ScalarType::Char:
+      return Type::kInt8;
+    case ScalarType::Half:
+      return Type::kHalf;
+    case ScalarType::BFloat16:
+      return Type::kBFloat16;
+    case ScalarType::Float:
+      return Type::kFloat;
+    default:
+      QUAMBA_CHECK(false, what, " has dtype code ", static_cast<int>(dtype),
+                   "; expected int8, float16, bfloat16 or float32 on CUDA");
+  }
+  return Type::kFloat;
+}
+
+inline Type type_of(const Tensor& t, const char* what) { return type_of(t.scalar_type(), what); }
+
+inline void check_device(const Tensor& t, const Tensor& like, const char* what) {
+  QUAMBA_CHECK(t.is_cuda() && t.get_device_index() == like.get_device_index(), what,
+               " is not on the CUDA device of the first argument; move every argument to one device");
+}
+
+// A vector of `size` elements of any of our types, made contiguous by the caller's storage `keep`.
+inline AnyVector vector_of(const Tensor& t, int64_t size, const Tensor& like, const char* what) {
+  check_device(t, like, what);
+  QUAMBA_CHECK(t.dim() == 1 && t.size(0) == size && (size <= 1 || t.stride(0) == 1), what, " has shape ", shape_of(t),
+               "; expected a contiguous (", size, ",)");
+  return {t.data_ptr(), type_of(t, what)};
+}
+
+inline AnyVector vector_of(const OptionalTensor& t, int64_t size, const Tensor& like, const char* what) {
+  return t ? vector_of(*t, size, like, what) : AnyVector{};
+}
+
+// A float32 scale of shape () (or one element), or (size,).
+inline Scale scale_of(const Tensor& t, int64_t size, const Tensor& like, const char* what) {
+  check_device(t, like, what);
+  QUAMBA_CHECK(t.scalar_type() == ScalarType::Float, what, " must be float32");
+  const bool single = t.numel() == 1;
+  QUAMBA_CHECK(single || (t.dim() == 1 && t.size(0) == size && t.stride(0) == 1), what, " has shape ", shape_of(t),
+               "; expected () or a contiguous (", size, ",)");
+  return {static_cast<const float*>(t.data_ptr()), single ? 0 : 1};
+}
+
+inline Scale scale_of(const OptionalTensor& t, int64_t size, const Tensor& like, const char* what) {
+  return t ? scale_of(*t, size, like, what) : Scale{};
+}
+
+// A (..., D) tensor seen as (rows, D): one stride between rows, one between columns. Leading dimensions that do not
+// collapse to one stride are copied.
+struct Rows {
+  Tensor tensor;
+  int64_t rows = 1, columns = 1, row_stride = 0, column_stride = 1;
+  const void* data = nullptr;
+};
+
+inline Rows rows_of(const Tensor& t, const char* what) {
+  QUAMBA_CHECK(t.dim() >= 1, what, " is a scalar; expected (..., D)");
+  const int64_t last = t.dim() - 1;
+  Rows view{t};
+  view.columns = t.size(last);
+  bool collapses = true;
+  int64_t expected = 0;
+  for (int64_t i = last - 1; i >= 0; --i) {
+    if (t.size(i) != 1) {
+      if (view.rows == 1) {
+        view.row_stride = t.stride(i);
+      } else if (t.stride(i) != expected) {
+        collapses = false;
+      }
+      expected = t.stride(i) * t.size(i);
+    }
+    view.rows *= t.size(i);
+  }
+  if (collapses) {
+    view.column_stride = view.columns > 1 ? t.stride(last) : 1;
+    if (view.rows == 1) view.row_stride = view.columns;
+  } else {
+    view.tensor = torch::stable::contiguous(t);
+    view.row_stride = view.columns;
+  }
+  view.data = view.tensor.data_ptr();
+  return view;
+}
+
+inline bool aligned(const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+
+// Whether rows can be read in aligned pieces of `count` elements of `size` bytes.
+inline bool vectorizable(const Rows& r, int count, int size) {
+  return r.column_stride == 1 && r.columns % count == 0 && aligned(r.data, count * size) &&
+         (r.rows <= 1 || r.row_stride % count == 0);
+}
+
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+inline cudaStream_t stream_of(const Tensor& t) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline void check_launch(const char* op) {
+  const cudaError_t error = cudaGetLastError();
+  QUAMBA_CHECK(error == cudaSuccess, op, ": the kernel could not be launched: ", cudaGetErrorString(error));
+}
+
+inline int multiprocessors(const Tensor& t) {
+  int count = 0;
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, t.get_device_index());
+  return count;
+}
+
+// The result's type: int8 goes with a scale, a float type without.
+inline Type result_type(ScalarType out_dtype, bool has_scale) {
+  const Type type = type_of(out_dtype, "out_dtype");
+  QUAMBA_CHECK((type == Type::kInt8) == has_scale,
+               "out_dtype is int8 exactly where out_scale is given; found one without the other");
+  return type;
+}
+
+// Calls f with a value of the C++ type that `type` names.
+template <typename F>
+void with_float_type(Type type, const char* what, F&& f) {
+  switch (type) {
+    case Type::kHalf:
+      return f(__half{});
+    case Type::kBFloat16:
+      return f(__nv_bfloat16{});
+    case Type::kFloat:
+      return f(float{});
+    default:
+      QUAMBA_CHECK(false, what, " is int8; expected float16, bfloat16 or float32");
+  }
+}
+
+template <typename F>
+void with_type(Type type, F&& f) {
+  if (type == Type::kInt8) return f(int8_t{});
+  with_float_type(type, "tensor", f);
+}
+
+template <typename F>
+void with_bool(bool value, F&& f) {
+  if (value) return f(std::true_type{});
+  f(std::false_type{});
+}
+
+}  // namespace quamba

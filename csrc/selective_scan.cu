@@ -1,0 +1,134 @@
+// quamba::selective_scan and quamba::selective_scan_step on CUDA.
+#include "op.h"
+#include "quamba/selective_scan_step.cuh"
+#include "selective_scan_kernel.h"
+
+namespace quamba {
+namespace {
+
+// x (B, L, D) or, for a step, (B, D); `size` is D or N.
+Sequence sequence_of(const Tensor& t, const OptionalTensor& scale, const Tensor& like, int64_t size,
+                     const char* what) {
+  check_device(t, like, what);
+  const int64_t last = t.dim() - 1;
+  QUAMBA_CHECK(t.dim() == like.dim() && t.size(0) == like.size(0) && t.size(last) == size &&
+                   (last == 1 || t.size(1) == like.size(1)),
+               what, " has shape ", shape_of(t), "; expected a last dimension of ", size, " beside x ",
+               shape_of(like));
+  return {t.data_ptr(), type_of(t, what),  t.stride(0), last == 2 ? t.stride(1) : 0,
+          t.stride(last), scale_of(scale, size, like, what)};
+}
+
+// Whether every row of `s` (size elements, from any multiple of `step` on) can be copied in 4-byte words.
+bool in_words(const Sequence& s, int64_t size, int64_t step) {
+  const int64_t bytes = size_of(s.type);
+  return s.data == nullptr || (s.channel == 1 && aligned(s.data, 4) && s.batch * bytes % 4 == 0 &&
+                               s.time * bytes % 4 == 0 && size * bytes % 4 == 0 && step * bytes % 4 == 0);
+}
+
+ScanParams params_of(const Tensor& x, const OptionalTensor& x_scale, const Tensor& dt, const OptionalTensor& dt_scale,
+                     const Tensor& dt_bias, const Tensor& A, const Tensor& B, const OptionalTensor& B_scale,
+                     const Tensor& C, const OptionalTensor& C_scale, const Tensor& D, const OptionalTensor& z,
+                     const OptionalTensor& z_scale, const OptionalTensor& out_scale, ScalarType out_dtype,
+                     const OptionalTensor& state) {
+  const int64_t channels = x.size(x.dim() - 1);
+  check_device(A, x, "A");
+  QUAMBA_CHECK(A.dim() == 2 && A.size(0) == channels && A.scalar_type() == ScalarType::Float, "A has shape ",
+               shape_of(A), "; expected float32 (", channels, ", N)");
+  const int64_t states = A.size(1);
+  ScanParams p{};
+  p.batch = x.size(0), p.length = x.dim() == 3 ? x.size(1) : 1, p.channels = channels;
+  p.states = static_cast<int>(states);
+  p.x = sequence_of(x, x_scale, x, channels, "x");
+  p.dt = sequence_of(dt, dt_scale, x, channels, "dt");
+  p.B = sequence_of(B, B_scale, x, states, "B");
+  p.C = sequence_of(C, C_scale, x, states, "C");
+  if (z) p.z = sequence_of(*z, z_scale, x, channels, "z");
+  p.dt_bias = vector_of(dt_bias, channels, x, "dt_bias");
+  p.D = vector_of(D, channels, x, "D");
+  p.A = static_cast<const float*>(A.data_ptr()), p.a_channel = A.stride(0), p.a_state = A.stride(1);
+  p.out_type = result_type(out_dtype, out_scale.has_value());
+  p.out_scale = scale_of(out_scale, channels, x, "out_scale");
+  if (state) {
+    check_device(*state, x, "state");
+    QUAMBA_CHECK(state->dim() == 3 && state->size(0) == p.batch && state->size(1) == channels &&
+                     state->size(2) == states && state->scalar_type() == ScalarType::Float,
+                 "state has shape ", shape_of(*state), "; expected float32 (", p.batch, ", ", channels, ", ", states,
+                 ")");
+    p.state = static_cast<float*>(state->data_ptr());
+    p.state_batch = state->stride(0), p.state_channel = state->stride(1), p.state_state = state->stride(2);
+  }
+  return p;
+}
+
+// The number of channels a block takes: as many multiprocessors as possible get equally many channels.
+int channels_per_block(const ScanParams& p, int lanes, int processors) {
+  const int step = lanes == 4 ? 8 : 4;
+  int64_t best_cost = INT64_MAX;
+  int best = step;
+  for (int count = 512 / lanes / step * step; count >= step; count -= step) {
+    const int64_t blocks = (p.channels + count - 1) / count * p.batch;
+    const int64_t cost = (blocks + processors - 1) / processors * count;
+    if (cost < best_cost) best_cost = cost, best = count;
+  }
+  return best;
+}
+
+Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tensor& dt,
+                      const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B,
+                      const OptionalTensor& B_scale, const Tensor& C, const OptionalTensor& C_scale, const Tensor& D,
+                      const OptionalTensor& z, const OptionalTensor& z_scale, const OptionalTensor& out_scale,
+                      ScalarType out_dtype, const OptionalTensor& state) {
+  QUAMBA_CHECK(x.dim() == 3, "x has shape ", shape_of(x), "; expected (B, L, D)");
+  ScanParams p = params_of(x, x_scale, dt, dt_scale, dt_bias, A, B, B_scale, C, C_scale, D, z, z_scale, out_scale,
+                           out_dtype, state);
+  QUAMBA_CHECK(p.states >= 1 && p.states <= 64, "found a state size of ", p.states, "; expected 1 to 64 on CUDA");
+  Tensor out = empty(x, sizes_of(x), out_dtype);
+  if (out.numel() == 0) return out;
+  p.out = out.data_ptr();
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  // More lanes a channel where channels are too few to fill the device; fewer where there is work enough.
+  const int processors = multiprocessors(x);
+  const int64_t per_processor = p.batch * p.channels / processors;
+  const int lanes = p.states > 16 || per_processor < 20 ? 16 : per_processor < 80 ? 8 : 4;
+  p.block_channels = channels_per_block(p, lanes, processors);
+  const int64_t step = p.block_channels;
+  const bool async = in_words(p.x, p.channels, step) && in_words(p.dt, p.channels, step) &&
+                     in_words(p.z, p.channels, step) && in_words(p.B, p.states, p.states) &&
+                     in_words(p.C, p.states, p.states) && p.channels * size_of(p.out_type) % 4 == 0;
+  const bool bytes = p.x.type == Type::kInt8 && p.dt.type == Type::kInt8 && p.B.type == Type::kInt8 &&
+                     p.C.type == Type::kInt8 && (!z || p.z.type == Type::kInt8);
+  const cudaStream_t stream = stream_of(x);
+  const cudaError_t error = p.states > 16 ? launch_selective_scan<16, 4>(p, bytes, async, stream)
+                            : lanes == 16 ? launch_selective_scan<16, 1>(p, bytes, async, stream)
+                            : lanes == 8  ? launch_selective_scan<8, 2>(p, bytes, async, stream)
+                                          : launch_selective_scan<4, 4>(p, bytes, async, stream);
+  QUAMBA_CHECK(error == cudaSuccess, "selective_scan: the kernel could not be launched: ", cudaGetErrorString(error));
+  return out;
+}
+
+Tensor selective_scan_step(const Tensor& x, const OptionalTensor& x_scale, const Tensor& dt,
+                           const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B,
+                           const OptionalTensor& B_scale, const Tensor& C, const OptionalTensor& C_scale,
+                           const Tensor& D, const OptionalTensor& z, const OptionalTensor& z_scale,
+                           const OptionalTensor& out_scale, ScalarType out_dtype, const Tensor& state) {
+  QUAMBA_CHECK(x.dim() == 2, "x has shape ", shape_of(x), "; expected (B, D)");
+  ScanParams p = params_of(x, x_scale, dt, dt_scale, dt_bias, A, B, B_scale, C, C_scale, D, z, z_scale, out_scale,
+                           out_dtype, state);
+  Tensor out = empty(x, sizes_of(x), out_dtype);
+  if (out.numel() == 0) return out;
+  p.out = out.data_ptr();
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const unsigned blocks = static_cast<unsigned>((p.batch * p.channels * 4 + 127) / 128);
+  selective_scan_step_kernel<<<blocks, 128, 0, stream_of(x)>>>(p);
+  check_launch("selective_scan_step");
+  return out;
+}
+
+}  // namespace
+}  // namespace quamba
+
+STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m) {
+  m.impl("selective_scan", TORCH_BOX(&quamba::selective_scan));
+  m.impl("selective_scan_step", TORCH_BOX(&quamba::selective_scan_step));
+}

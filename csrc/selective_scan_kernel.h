@@ -1,0 +1,14 @@
+// The scan's instantiations, one translation unit each (selective_scan_kernel.cu), as the dispatcher sees them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "quamba/selective_scan.cuh"
+
+namespace quamba {
+
+// kBytes: x, dt, z, B and C are all int8. kAsync: every row of every tensor can be copied in aligned words.
+template <int LANES, int STATES>
+cudaError_t launch_selective_scan(const ScanParams& p, bool bytes, bool async, cudaStream_t stream);
+
+}  // namespace quamba

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from quamba.ops import hadamard, hadamard_quant
+from tests.cuda.compare import FLOATS, check, randn, scales, sliced, strided
+
+SIZES = [1, 2, 3, 4, 7, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 52, 60, 64, 96, 100, 160, 520, 1536, 2048, 3072, 3584]
+SIZES += [4096, 4608, 5120, 5376, 6720, 8192, 8960, 14336, 16384]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_sizes(size: int, dtype: torch.dtype) -> None:
+    x = randn(3, size, dtype=dtype)
+    check(hadamard, x, error=8.0)
+    check(hadamard_quant, x, scales(), flips=2e-4)
+    check(hadamard_quant, x, scales(size), flips=2e-4)
+
+
+@pytest.mark.parametrize("view", [strided, sliced, lambda x: x.transpose(0, 1)])
+@pytest.mark.parametrize("size", [80, 96, 128])
+def test_strides(view, size: int) -> None:
+    x = view(randn(6, 4, size, dtype=torch.bfloat16))
+    check(hadamard, x, error=8.0)
+    check(hadamard_quant, x, scales(size), flips=1e-3)
+
+
+def test_basis() -> None:
+    """Unit vectors show the matrix itself."""
+    for size in (240, 256):
+        check(hadamard, torch.eye(size, device="cuda"), error=2.0)
+
+
+def test_large_values() -> None:
+    x = randn(5, 1536, dtype=torch.float16, scale=2e4).clamp(-65504, 65504)
+    check(hadamard_quant, x, torch.tensor(300.0, device="cuda"), flips=2e-4)

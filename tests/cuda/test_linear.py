@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from quamba.ops import linear
+from tests.cuda.compare import FLOATS, check, randint8, randn, scales, sliced, strided
+
+# One row changes one thing of the base case: M, N, K.
+SHAPES = [
+    (64, 256, 512),
+    *[(m, 256, 512) for m in (1, 2, 3, 4, 7, 8, 9, 17, 65, 129, 300)],
+    *[(64, n, 512) for n in (1, 15, 16, 24, 192, 1000, 4104)],
+    *[(64, 256, k) for k in (1, 5, 16, 48, 160, 1000)],
+    (1, 5120, 160),
+    (3, 192, 5120),
+    (5, 4100, 2561),
+    (1, 4101, 7),
+    (200, 517, 333),
+    (2048, 1536, 768),
+    (1024, 2560, 1024),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column", *FLOATS])
+def test_shapes(shape: tuple[int, int, int], out) -> None:
+    m, n, k = shape
+    quantized = isinstance(out, str)
+    # Scales that give results in and a little out of the int8 range.
+    out_scale = (scales(n, mean=0.5) if "column" in out else scales(mean=0.5)) if quantized else None
+    dtype = torch.int8 if quantized else out
+    size = 1.0 / (k**0.5 * 74 * 74) * 30
+    args = (randint8(m, k), torch.tensor(size, device="cuda"), randint8(n, k), scales(n, mean=1.0))
+    check(linear, *args, None, None, out_scale, dtype, flips=1e-4)
+
+
+@pytest.mark.parametrize("m", [1, 3, 8, 40, 200])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("bias", [None, *FLOATS])
+@pytest.mark.parametrize("residual", [None, *FLOATS])
+def test_epilogue(m: int, out: torch.dtype, bias, residual) -> None:
+    n, k = 320, 256
+    check(
+        linear,
+        randint8(m, k),
+        scales(m, 1, mean=1e-3),
+        randint8(n, k),
+        scales(n, mean=1e-1),
+        None if bias is None else randn(n, dtype=bias, scale=30.0),
+        None if residual is None else randn(m, n, dtype=residual, scale=30.0),
+        scales(n, mean=1.0) if out == torch.int8 else None,
+        out,
+        flips=1e-4,
+    )
+
+
+@pytest.mark.parametrize("m", [2, 60])
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_scale_shapes(m: int, per_token: bool, per_channel: bool) -> None:
+    x_scale = scales(2, m // 2, 1) if per_token else scales()
+    weight_scale = scales(48) if per_channel else scales()
+    check(linear, randint8(2, m // 2, 64), x_scale, randint8(48, 64), weight_scale, None, None, None, torch.float32)
+
+
+@pytest.mark.parametrize("m", [3, 70])
+@pytest.mark.parametrize("view", [strided, sliced, lambda x: x.transpose(0, 1)])
+def test_strides(m: int, view) -> None:
+    args = (scales(), sliced(randint8(64, 96)), scales(64))
+    check(linear, view(randint8(4, m, 96)), *args, None, None, None, torch.bfloat16)
+    residual = view(randn(4, m, 64, dtype=torch.float16))
+    x = randint8(*residual.shape[:-1], 96)
+    check(linear, x, *args, None, residual, None, torch.float16)
+
+
+@pytest.mark.parametrize("m", [1, 33])
+def test_extremes(m: int) -> None:
+    x = torch.full((m, 4096), -128, dtype=torch.int8, device="cuda")
+    weight = torch.full((32, 4096), -128, dtype=torch.int8, device="cuda")
+    one = torch.tensor(1.0, device="cuda")
+    check(linear, x, one, weight, one, None, None, None, torch.float32)
+    check(linear, x, one, weight, one, None, None, one, torch.int8)
+    check(linear, x, one, -1 - weight, one, None, None, one, torch.int8)
+
+
+def test_empty() -> None:
+    check(linear, randint8(0, 32), scales(), randint8(16, 32), scales(), None, None, None, torch.float32)
+
+
+def test_more_rows_than_one_block_takes() -> None:
+    check(linear, randint8(8, 16), scales(), randint8(50280, 16), scales(50280), None, None, None, torch.float16)

@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from quamba.ops import selective_scan, selective_scan_step
+from tests.cuda.compare import FLOATS, check, randint8, randn, scales, sliced, strided
+
+NAMES = ("x", "x_scale", "dt", "dt_scale", "dt_bias", "A", "B", "B_scale", "C", "C_scale", "D", "z", "z_scale")
+
+
+def arguments(batch=2, length=37, channels=24, states=16, dtype=torch.int8, per_channel=True, vector=torch.float32):
+    def value(*shape):
+        return randint8(*shape) if dtype == torch.int8 else randn(*shape, dtype=dtype)
+
+    def scale(size, mean):
+        if dtype != torch.int8:
+            return None
+        return scales(size, mean=mean) if per_channel else scales(mean=mean)
+
+    return {
+        "x": value(batch, length, channels),
+        "x_scale": scale(channels, 0.02),
+        "dt": value(batch, length, channels),
+        "dt_scale": scale(channels, 0.05),
+        "dt_bias": (torch.rand(channels, device="cuda") * 5 - 6).to(vector),
+        "A": -torch.rand(channels, states, device="cuda") * 8 - 0.01,
+        "B": value(batch, length, states),
+        "B_scale": scale(states, 0.02),
+        "C": value(batch, length, states),
+        "C_scale": scale(states, 0.02),
+        "D": randn(channels, dtype=vector),
+        "z": value(batch, length, channels),
+        "z_scale": scale(channels, 0.02),
+    }
+
+
+def run(args, out_scale=None, out=torch.float32, state=None, flips=2e-3, error=64.0, op=selective_scan):
+    check(op, *[args[name] for name in NAMES], out_scale, out, state, flips=flips, error=error)
+
+
+def state_for(args):
+    return randn(args["x"].shape[0], *args["A"].shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_types(dtype, out, per_channel) -> None:
+    args = arguments(dtype=dtype, per_channel=per_channel)
+    scale = (scales(24, mean=0.1) if per_channel else scales(mean=0.1)) if out == torch.int8 else None
+    run(args, scale, out, state_for(args))
+
+
+@pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 64, 151])
+@pytest.mark.parametrize("channels", [1, 3, 4, 8, 50, 264])
+def test_shapes(length, channels) -> None:
+    args = arguments(length=length, channels=channels)
+    run(args, scales(channels, mean=0.1), torch.int8, state_for(args))
+    run(args, None, torch.float16, None)
+
+
+@pytest.mark.parametrize("states", [1, 5, 8, 16, 17, 32, 64])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float16])
+def test_states(states, dtype) -> None:
+    args = arguments(states=states, dtype=dtype)
+    run(args, None, torch.float32, state_for(args))
+
+
+# As many channels as take the kernels of 16, 8 and 4 lanes on 132 multiprocessors.
+@pytest.mark.parametrize(("batch", "channels"), [(1, 1536), (1, 5120), (4, 5120), (7, 2056)])
+@pytest.mark.parametrize("out", [torch.int8, torch.float16])
+def test_large(batch, channels, out) -> None:
+    args = arguments(batch=batch, length=70, channels=channels)
+    run(args, scales(channels, mean=0.1) if out == torch.int8 else None, out, state_for(args))
+
+
+@pytest.mark.parametrize("mixed", ["x", "dt", "B", "C", "z"])
+def test_one_float_among_int8(mixed) -> None:
+    args = arguments()
+    args[mixed] = randn(*args[mixed].shape, dtype=torch.float16)
+    run(args, None, torch.float32, state_for(args))
+    args[f"{mixed}_scale"] = None
+    run(args, scales(24, mean=0.1), torch.int8, None)
+
+
+@pytest.mark.parametrize("vector", FLOATS)
+def test_parameter_types_and_no_gate(vector) -> None:
+    args = arguments(vector=vector)
+    args["z"] = args["z_scale"] = None
+    run(args, None, torch.float32, None)
+
+
+@pytest.mark.parametrize("view", [strided, sliced])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
+def test_strides(view, dtype) -> None:
+    args = arguments(dtype=dtype)
+    for name in ("x", "dt", "B", "C", "z"):
+        args[name] = view(args[name])
+    run(args, None, torch.float32, state_for(args))
+
+
+def test_extremes() -> None:
+    args = arguments(length=200)
+    args["dt_bias"] = torch.full_like(args["dt_bias"], 30.0)
+    run(args)
+    args["dt_bias"] = torch.full_like(args["dt_bias"], -40.0)
+    run(args, state=state_for(args))
+    args["A"] = torch.full_like(args["A"], -1e-6)
+    args["dt_bias"] = torch.zeros_like(args["dt_bias"])
+    run(args, state=state_for(args), error=512.0)
+
+
+def test_long() -> None:
+    run(arguments(batch=1, length=2048, channels=16), None, torch.float32, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("states", [1, 5, 16, 20, 64])
+def test_step(dtype, states) -> None:
+    args = arguments(batch=3, channels=50, states=states, dtype=dtype)
+    for name in ("x", "dt", "B", "C", "z"):
+        args[name] = args[name][:, 3]
+    run(args, scales(50, mean=0.1), torch.int8, state_for(args), op=selective_scan_step)
+    run(args, None, torch.float16, state_for(args), op=selective_scan_step)
+    args["z"] = args["z_scale"] = None
+    run(args, None, torch.float32, state_for(args), op=selective_scan_step)
+
+
+def test_steps_continue_a_prefill() -> None:
+    args = arguments(length=20)
+    fixed = {name: args[name] for name in NAMES}
+    whole = selective_scan(*fixed.values(), None, torch.float32, None)
+    state = torch.zeros(2, 24, 16, device="cuda")
+    cut = {n: v[:, :11] if n in ("x", "dt", "B", "C", "z") else v for n, v in fixed.items()}
+    parts = [selective_scan(*cut.values(), None, torch.float32, state)]
+    for t in range(11, 20):
+        one = {n: v[:, t] if n in ("x", "dt", "B", "C", "z") else v for n, v in fixed.items()}
+        parts.append(selective_scan_step(*one.values(), None, torch.float32, state)[:, None])
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
