@@ -12,5 +12,11 @@ namespace quamba::cpu::QUAMBA_ISA {
 #include "quamba/cpu/rows.h"
 #include "quamba/cpu/mixer_step.h"
 #include "quamba/cpu/selective_scan.h"
+#include "quamba/cpu/causal_conv1d.h"
+#include "quamba/cpu/linear.h"
+
+static const Kernels kKernels = {
+    QUAMBA_ISA_NAME, mixer_step, selective_scan, causal_conv1d, linear, rms_norm_quant, hadamard_quant,
+};
 
 }  // namespace quamba::cpu::QUAMBA_ISA

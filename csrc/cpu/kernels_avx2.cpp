@@ -11,11 +11,12 @@
 #endif
 
 #define QUAMBA_ISA avx2
+#define QUAMBA_ISA_NAME "avx2"
 #define QUAMBA_LANES 8
 #include "kernels.h"
 
 namespace quamba::cpu {
-const Kernels kAvx2 = {"avx2", avx2::mixer_step, avx2::selective_scan};
+const Kernels kAvx2 = avx2::kKernels;
 }
 
 #if defined(__clang__)

@@ -14,11 +14,12 @@
 #endif
 
 #define QUAMBA_ISA avx512
+#define QUAMBA_ISA_NAME "avx512"
 #define QUAMBA_LANES 16
 #include "kernels.h"
 
 namespace quamba::cpu {
-const Kernels kAvx512 = {"avx512", avx512::mixer_step, avx512::selective_scan};
+const Kernels kAvx512 = avx512::kKernels;
 }
 
 #if defined(__clang__)

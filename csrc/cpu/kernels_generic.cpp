@@ -2,9 +2,10 @@
 #include "standard.h"
 
 #define QUAMBA_ISA generic
+#define QUAMBA_ISA_NAME "generic"
 #define QUAMBA_LANES 4
 #include "kernels.h"
 
 namespace quamba::cpu {
-const Kernels kGeneric = {"generic", generic::mixer_step, generic::selective_scan};
+const Kernels kGeneric = generic::kKernels;
 }

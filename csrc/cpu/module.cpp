@@ -4,6 +4,7 @@
 #include <Python.h>
 
 #include <array>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 
@@ -94,16 +95,21 @@ struct Member {
 };
 constexpr Member kMixerStep[] = {QUAMBA_MIXER_STEP(NAMED_P, NAMED_S, NAMED_I, NAMED_R)};
 constexpr Member kSelectiveScan[] = {QUAMBA_SELECTIVE_SCAN(NAMED_P, NAMED_S, NAMED_I, NAMED_R)};
+constexpr Member kCausalConv1d[] = {QUAMBA_CAUSAL_CONV1D(NAMED_P, NAMED_S, NAMED_I, NAMED_R)};
+constexpr Member kLinear[] = {QUAMBA_LINEAR(NAMED_P, NAMED_S, NAMED_I, NAMED_R)};
+constexpr Member kRmsNormQuant[] = {QUAMBA_RMS_NORM_QUANT(NAMED_P, NAMED_S, NAMED_I, NAMED_R)};
+constexpr Member kHadamardQuant[] = {QUAMBA_HADAMARD_QUANT(NAMED_P, NAMED_S, NAMED_I, NAMED_R)};
 
 template <size_t kCount>
-int add_members(PyObject* module, const char* name, const Member (&members)[kCount]) {
+bool add_members(PyObject* ops, const char* name, const Member (&members)[kCount]) {
   PyObject* list = PyTuple_New(kCount);
-  if (list == nullptr) return -1;
-  for (size_t i = 0; i < kCount; ++i)
-    PyTuple_SetItem(list, static_cast<Py_ssize_t>(i), Py_BuildValue("(ss)", members[i].name, members[i].kind));
-  const int failed = PyErr_Occurred() ? -1 : PyModule_AddObjectRef(module, name, list);
-  Py_DECREF(list);
-  return failed;
+  for (size_t i = 0; list != nullptr && i < kCount; ++i) {
+    PyObject* member = Py_BuildValue("(ss)", members[i].name, members[i].kind);
+    if (member == nullptr || PyTuple_SetItem(list, static_cast<Py_ssize_t>(i), member) < 0) Py_CLEAR(list);
+  }
+  const bool added = list != nullptr && PyDict_SetItemString(ops, name, list) == 0;
+  Py_XDECREF(list);
+  return added;
 }
 
 // unchanged(values, expected, pointers, versions): whether every value is the expected one. A tensor, known by its
@@ -162,18 +168,32 @@ PyObject* select(PyObject*, PyObject* name) {
 }
 
 #define FASTCALL(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, nullptr}
+#define PACKED(name, Params) {#name, packed<Params, &Kernels::name>, METH_O, nullptr}
 PyMethodDef kMethods[] = {
     FASTCALL(mixer_step),
     FASTCALL(unchanged),
-    {"selective_scan", packed<SelectiveScan, &Kernels::selective_scan>, METH_O, nullptr},
+    PACKED(selective_scan, SelectiveScan),
+    PACKED(causal_conv1d, CausalConv1d),
+    PACKED(linear, Linear),
+    PACKED(rms_norm_quant, RmsNormQuant),
+    PACKED(hadamard_quant, HadamardQuant),
     {"isa", isa, METH_NOARGS, nullptr},
     {"select", select, METH_O, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
+// MEMBERS: the members of every op's struct, by the op's name.
 int execute(PyObject* module) {
-  if (add_members(module, "MIXER_STEP", kMixerStep) < 0) return -1;
-  return add_members(module, "SELECTIVE_SCAN", kSelectiveScan);
+  PyObject* ops = PyDict_New();
+  const bool done = ops != nullptr && add_members(ops, "mixer_step", kMixerStep) &&
+                    add_members(ops, "selective_scan", kSelectiveScan) &&
+                    add_members(ops, "causal_conv1d", kCausalConv1d) &&
+                    add_members(ops, "linear", kLinear) &&
+                    add_members(ops, "rms_norm_quant", kRmsNormQuant) &&
+                    add_members(ops, "hadamard_quant", kHadamardQuant) &&
+                    PyModule_AddObjectRef(module, "MEMBERS", ops) == 0;
+  Py_XDECREF(ops);
+  return done ? 0 : -1;
 }
 
 PyModuleDef_Slot kSlots[] = {{Py_mod_exec, reinterpret_cast<void*>(execute)}, {0, nullptr}};

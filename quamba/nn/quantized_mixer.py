@@ -199,7 +199,7 @@ class QuantizedMixer(nn.Module):
         self._collect()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedMixer":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._collect()
         return self
 

@@ -45,8 +45,9 @@ class _Entry(Generic[Value]):
 class Derived(Generic[Value]):
     """`build(key, *others)`, remembered for the tensor `key` until it or one of the others changes.
 
-    A change is another plain value, another tensor object, another data pointer (`.to()`, `.data =`, swapped tensors) or another version
-    (`copy_`, `load_state_dict`, any in-place op); writing through `tensor.data` or NumPy is invisible and forbidden.
+    A change is another plain value, another tensor object, another data pointer (`.to()`, `.data =`, swapped tensors)
+    or another version (`copy_`, `load_state_dict`, any in-place op); writing through `tensor.data` or NumPy is
+    invisible and forbidden.
     Entries go with their key; what `build` returns must not hold the key itself. Inference tensors have no version,
     so a value that depends on one is built anew at every call: create parameters outside `torch.inference_mode`.
     """

@@ -10,6 +10,7 @@ from torch import Tensor
 from quamba import numerics
 from quamba.ops import checks
 from quamba.ops.cache import Derived
+from quamba.ops.cpu.causal_conv1d import causal_conv1d_native
 from quamba.ops.registry import float64_in, register
 
 
@@ -133,13 +134,15 @@ def causal_conv1d_cpu(
     if mask is not None:
         checks.shape("causal_conv1d", "mask", mask, (batch, length))
         mask = mask.to(torch.bool)
-        x = x.masked_fill(mask.logical_not().unsqueeze(-1), 0)
-    if conv_state is None:
-        context = x.new_zeros(batch, width, channels)
-    else:
+    if conv_state is not None:
         checks.same_dtype("causal_conv1d", "conv_state", conv_state, x)
         checks.shape("causal_conv1d", "conv_state", conv_state, (batch, channels, width))
-        context = conv_state.transpose(1, 2)
+    native = causal_conv1d_native(x, x_scale, weight, weight_scale, bias, out_scale, out_dtype, mask, conv_state)
+    if native is not None:
+        return native
+    if mask is not None:
+        x = x.masked_fill(mask.logical_not().unsqueeze(-1), 0)
+    context = x.new_zeros(batch, width, channels) if conv_state is None else conv_state.transpose(1, 2)
     full = torch.cat([context, x], dim=1)
     if conv_state is not None:
         conv_state.copy_(full[:, length:].transpose(1, 2))

@@ -8,6 +8,7 @@ from torch import Tensor
 from quamba import hadamard as _hadamard
 from quamba import numerics
 from quamba.ops import checks
+from quamba.ops.cpu.rows import hadamard_quant_native
 from quamba.ops.registry import register
 
 
@@ -53,7 +54,8 @@ def hadamard_quant_reference(x: Tensor, scale: Tensor) -> Tensor:
 def hadamard_quant_cpu(x: Tensor, scale: Tensor) -> Tensor:
     checks.dtype("hadamard_quant", "x", x, checks.FLOATS)
     checks.scale("hadamard_quant", "scale", scale, x.shape[-1])
-    return numerics.to_int8_(_rotated(x.float()).div_(scale))
+    native = hadamard_quant_native(x, scale)
+    return numerics.to_int8_(_rotated(x.float()).div_(scale)) if native is None else native
 
 
 def hadamard_quant_fake(x: Tensor, scale: Tensor) -> Tensor:

@@ -91,18 +91,16 @@ def _composed(
 
     u = parts.rms_norm_quant(hidden, norm_weight, u_scale, norm_eps)
     xz = parts.linear(u, u_scale, in_weight, in_weight_scale, in_bias, None, xz_scale, int8)
-    x0, z = xz.split(inner, dim=-1)
-    x0_scale, z_scale = xz_scale.split(inner)
-    x = parts.causal_conv1d_step(
-        x0, x0_scale, conv_weight, conv_weight_scale, conv_bias, x_scale, int8, conv_state
-    )
+    x0, z = torch.split(xz, inner, dim=-1)
+    x0_scale, z_scale = torch.split(xz_scale, inner)
+    x = parts.causal_conv1d_step(x0, x0_scale, conv_weight, conv_weight_scale, conv_bias, x_scale, int8, conv_state)
 
-    d_scale, B_scale, C_scale = dbc_scale.split(sizes)
+    d_scale, B_scale, C_scale = torch.split(dbc_scale, sizes)
     x_args = (x, x_in_scale, x_weight, x_weight_scale, None, None)
     if dbc_eps is None:
-        d, B, C = parts.linear(*x_args, dbc_scale, int8).split(sizes, dim=-1)
+        d, B, C = torch.split(parts.linear(*x_args, dbc_scale, int8), sizes, dim=-1)
     else:
-        d, B, C = parts.linear(*x_args, None, float32).split(sizes, dim=-1)
+        d, B, C = torch.split(parts.linear(*x_args, None, float32), sizes, dim=-1)
         d = parts.rms_norm_quant(d, d_norm_weight, d_scale, dbc_eps)
         B = parts.rms_norm_quant(B, B_norm_weight, B_scale, dbc_eps)
         C = parts.rms_norm_quant(C, C_norm_weight, C_scale, dbc_eps)

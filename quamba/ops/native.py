@@ -9,6 +9,7 @@ import importlib
 import os
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -23,7 +24,10 @@ def _load() -> tuple[Any, str]:
     try:
         return importlib.import_module("quamba._cpu"), ""
     except ImportError as error:
-        return None, f"not built, or not for this Python: {error}; a C++ compiler and a reinstallation of quamba build it"
+        return (
+            None,
+            f"not built, or not for this Python: {error}; a C++ compiler and a reinstallation of quamba build it",
+        )
 
 
 _library, _reason = _load()
@@ -56,31 +60,47 @@ def disabled() -> Iterator[None]:
         _library, _reason = before
 
 
-class Packer:
-    """Packs named values into the bytes of one of the library's structs, whose members it asks the library for."""
+@lru_cache
+def _layout(op: str) -> tuple[tuple[tuple[str, str], ...], struct.Struct]:
+    members = _library.MEMBERS[op]
+    return members, struct.Struct("@" + "".join(_FORMATS[kind] for _, kind in members))
 
-    def __init__(self, members: tuple[tuple[str, str], ...]) -> None:
-        """`members`: (name, kind) of each, as the library's MIXER_STEP and others list them."""
-        self._members = members
-        self._struct = struct.Struct("@" + "".join(_FORMATS[kind] for _, kind in members))
 
-    def __call__(self, **values: Tensor | float | None) -> bytes:
-        """All members by name: a tensor or None for a pointer or a scale (() or one per element), else a number.
+def pack(op: str, **values: Tensor | float | None) -> bytes:
+    """An op's arguments as the bytes of its struct in the library, which says their names and order.
 
-        The tensors have to outlive the bytes' use.
-        """
-        if len(values) != len(self._members):
-            raise TypeError(f"found {len(values)} values; expected {[name for name, _ in self._members]}")
-        flat: list[int | float] = []
-        for name, kind in self._members:
-            value = values[name]
-            if kind == "R":
-                flat.append(float(value))  # type: ignore[arg-type]
-            elif kind == "I":
-                flat.append(int(value))  # type: ignore[arg-type]
-            else:
-                assert value is None or isinstance(value, Tensor)
-                flat.append(0 if value is None else value.data_ptr())
-                if kind == "S":
-                    flat.append(0 if value is None or value.dim() == 0 else 1)
-        return self._struct.pack(*flat)
+    Args:
+        op: its name.
+        values: all members by name: a tensor or None for a pointer or a scale (() or one per element), else a
+            number. The tensors have to outlive the use of the bytes.
+    """
+    members, layout = _layout(op)
+    if len(values) != len(members):
+        raise TypeError(f"{op}: found {sorted(values)}; expected {sorted(name for name, _ in members)}")
+    flat: list[int | float] = []
+    for name, kind in members:
+        value = values[name]
+        if isinstance(value, Tensor):
+            flat.append(value.data_ptr())
+            if kind == "S":
+                flat.append(0 if value.dim() == 0 else 1)
+        else:
+            flat.append(0 if value is None else value)
+            if kind == "S":
+                flat.append(0)
+    return layout.pack(*flat)
+
+
+def run(op: str, **values: Tensor | float | None) -> None:
+    """Run an op of the library; arguments as for `pack`."""
+    getattr(_library, op)(pack(op, **values))
+
+
+def float32(tensor: Tensor | None) -> Tensor | None:
+    """The tensor as the library reads vectors: float32 and contiguous; itself where it is."""
+    return None if tensor is None else tensor.float().contiguous()
+
+
+def scale(tensor: Tensor | None) -> Tensor | None:
+    """A scale as the library reads it: contiguous."""
+    return None if tensor is None else tensor.contiguous()

@@ -8,6 +8,7 @@ from torch import Tensor
 from quamba import numerics
 from quamba.ops import checks
 from quamba.ops.cache import Derived
+from quamba.ops.cpu.rows import rms_norm_quant_native
 from quamba.ops.registry import register
 
 
@@ -44,6 +45,9 @@ def rms_norm_quant_cpu(x: Tensor, weight: Tensor | None, scale: Tensor, eps: flo
     checks.dtype("rms_norm_quant", "x", x, checks.FLOATS)
     checks.vector("rms_norm_quant", "weight", weight, size)
     checks.scale("rms_norm_quant", "scale", scale, size)
+    native = rms_norm_quant_native(x, weight, scale, eps)
+    if native is not None:
+        return native
     x = x.float().contiguous()
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     out = x * torch.addcmul(_constant(eps), norm, norm, value=1 / size).rsqrt_()

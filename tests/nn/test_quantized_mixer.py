@@ -1,5 +1,6 @@
 """The quantized mixer against a plain float64 simulation of the same integers, and against itself in pieces."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from quamba import hadamard, numerics, ops
 from quamba.convert import fill_mixer
 from quamba.errors import CalibrationError, QuambaError
+from quamba.nn.config import MixerState
 from quamba.nn.mixer import Mixer
 from quamba.nn.quantized_mixer import QuantizedMixer
 from quamba.ops.registry import Op
@@ -288,6 +290,68 @@ def test_pieces_equal_the_whole(op_by_op: bool, pieces: str, variant: str, integ
     torch.testing.assert_close(state.ssm, whole_state.ssm, rtol=1e-2, atol=1e-2 * float(whole_state.ssm.abs().max()))
     found = torch.cat(outs, dim=1)
     assert numerics.sqnr_db(own(mixer, expected, hidden), own(mixer, found, hidden)) > 45
+
+
+ONE_STEP = {"naive", "clip", "hadamard", "quamba", "quamba-o", "quamba-c", "smoothquant", "float dt"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("variant", STATEFUL)
+def test_the_step_in_one_op_equals_the_step_op_by_op(variant: str, block: str) -> None:
+    hidden = hidden_states(3, 24, 24)
+    quantized = quantize_mixer(make_mixer(**BLOCKS[block]), STATEFUL[variant], hidden)
+    assert (quantized.step_arguments is not None) == (variant in ONE_STEP)
+
+    def steps() -> tuple[Tensor, MixerState]:
+        state = quantized.new_state(3, hidden.device)
+        return torch.cat([quantized(token, state=state) for token in hidden.split(1, dim=1)], dim=1), state
+
+    together, state = steps()
+    quantized.step_arguments = None
+    apart, expected = steps()
+    assert together.dtype == apart.dtype
+    # A value on the edge of a step may fall to its other side, and moves others from there on.
+    assert numerics.sqnr_db(apart, together) > 45
+    assert int((state.conv.int() - expected.conv.int()).abs().max()) <= 1
+    torch.testing.assert_close(state.ssm, expected.ssm, rtol=1e-2, atol=1e-2 * float(expected.ssm.abs().max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fp32", [True, False])
+def test_the_step_in_one_op_keeps_the_dtype(fp32: bool) -> None:
+    mixer = make_mixer(dtype=torch.bfloat16, residual_in_fp32=fp32)
+    hidden = hidden_states(2, 3, 24).to(torch.bfloat16)
+    quantized = quantize_mixer(mixer, FORMATS["quamba"], hidden)
+    assert quantized.step_arguments is not None
+    state = quantized.new_state(2, hidden.device)
+    expected = quantized(hidden, state=quantized.new_state(2, hidden.device))
+    found = torch.cat([quantized(token, state=state) for token in hidden.split(1, dim=1)], dim=1)
+    assert found.dtype == expected.dtype == (torch.float32 if fp32 else torch.bfloat16)
+    assert numerics.sqnr_db(expected, found) > 40
+
+
+@torch.no_grad()
+def test_the_step_follows_the_buffers() -> None:
+    hidden = hidden_states(2, 1, 24)
+    quantized = quantize_mixer(make_mixer(), FORMATS["quamba"], hidden_states(2, 31, 24))
+
+    def step(mixer: QuantizedMixer) -> Tensor:
+        return own(mixer, mixer(hidden, state=mixer.new_state(2, hidden.device)), hidden)
+
+    before = step(quantized)
+    copied = copy.deepcopy(quantized)
+    copied.out_proj.weight_scale.mul_(2)  # in place, the same tensors
+    torch.testing.assert_close(step(copied), 2 * before)
+    quantized.to(torch.float32)
+    quantized.load_state_dict(copied.state_dict())
+    torch.testing.assert_close(step(quantized), 2 * before)
+    quantized._apply(lambda tensor: tensor.clone())  # other tensors
+    quantized.out_proj.weight_scale.mul_(2)
+    torch.testing.assert_close(step(quantized), 4 * before)
+    quantized.out_proj.weight_scale = copied.out_proj.weight_scale / 2  # replaced, so finalize has to follow
+    quantized.finalize()
+    torch.testing.assert_close(step(quantized), before)
 
 
 @torch.no_grad()

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 
 from quamba import numerics
-from quamba.ops import checks
+from quamba.ops import checks, native
 from quamba.ops.cache import Derived
+from quamba.ops.cpu.rows import linear_native
 
+# Up to so many rows the native library is the fastest.
+_NATIVE_ROWS = 8
 # An int8 product is at most 2^14, so up to 2^10 of them sum exactly in the 24 bits of a float32.
 _FLOAT_DEPTH = 1 << 10
 _FLOAT_WEIGHT = 1 << 16
@@ -143,6 +146,15 @@ def linear_cpu(
     rows = x if len(shape) == 2 else x.reshape(leading.numel(), depth)
     results = len(rows) * size
     products = results * depth
+    if (
+        0 < len(rows) <= _NATIVE_ROWS
+        and native.available()
+        and not per_token
+        and (residual is None or out_scale is None)
+    ):
+        return linear_native(rows, x_scale, weight, weight_scale, bias, residual, out_scale, out_dtype).view(
+            *leading, size
+        )
     inner = None if per_token else offset
     scaled = fused = False
     if floats is not None and products <= _FLOAT_PRODUCTS:

@@ -1,28 +1,13 @@
 """mixer_step on the CPU, native: the block's tensors are packed once, a step passes four pointers."""
 
-from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from quamba import hadamard
 from quamba.ops import checks, native
 from quamba.ops.cache import Derived
-
-
-@lru_cache(maxsize=1)
-def _packer() -> native.Packer:
-    return native.Packer(native.library().MIXER_STEP)
-
-
-@lru_cache
-def _base_signs(base: int) -> Tensor:
-    with torch.inference_mode(False):
-        return hadamard.base_matrix(base)
-
-
-def _float32(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
+from quamba.ops.cpu.rows import hadamard_layout
 
 
 def _plan(
@@ -119,8 +104,9 @@ def _plan(
     def vector32(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else plain(tensor.to(torch.float32))
 
-    blocks, power, base = hadamard.decompose(inner) if rotate else (1, inner, 1)
-    packed = _packer()(
+    blocks, power, base, signs = hadamard_layout(inner)
+    packed = native.pack(
+        "mixer_step",
         d_model=model,
         d_inner=inner,
         d_state=size,
@@ -157,7 +143,7 @@ def _plan(
         blocks=blocks,
         power=power,
         base=base,
-        base_signs=_base_signs(base),
+        base_signs=signs,
         g_scale=g_scale,
         out_weight=plain(out_weight),
         out_weight_scale=plain(out_weight_scale),
@@ -170,11 +156,10 @@ def _plan(
 _plans = Derived(_plan)
 
 
-def mixer_step_native(hidden: Tensor, *arguments: object) -> Tensor | None:
+def mixer_step_native(hidden: Tensor, *arguments: Any) -> Tensor | None:
     """See `mixer_step_reference`; None where the library is missing or a state is not contiguous."""
     library = native.library()
     *block, conv_state, ssm_state = arguments
-    assert isinstance(conv_state, Tensor) and isinstance(ssm_state, Tensor)
     if library is None or not (conv_state.is_contiguous() and ssm_state.is_contiguous()):
         return None
     packed, (model, inner, size, width), _ = _plans(*block)
@@ -196,5 +181,5 @@ def mixer_step_native(hidden: Tensor, *arguments: object) -> Tensor | None:
         batch,
         torch.get_num_threads(),
     )
-    out_dtype = block[-1]
+    out_dtype: torch.dtype = block[-1]
     return out if out_dtype is torch.float32 else out.to(out_dtype)

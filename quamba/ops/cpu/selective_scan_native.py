@@ -1,16 +1,9 @@
 """selective_scan on the CPU in the native library quamba/_cpu: what its C++ function reads is packed here."""
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 
 from quamba.ops import native
-
-
-@lru_cache(maxsize=1)
-def _packer() -> native.Packer:
-    return native.Packer(native.library().SELECTIVE_SCAN)
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -30,7 +23,7 @@ def selective_scan_native(
     """The scan in quamba/_cpu: `inputs` are x, dt, B, C and z where there is one, `scales` all six by name."""
     plain = {name: _plain(tensor) for name, tensor in inputs.items()}
     x = plain["x"]
-    floats = {name: tensor.float().contiguous() for name, tensor in vectors.items()}
+    floats = {name: native.float32(tensor) for name, tensor in vectors.items()}
     carried = None if state is None else state.contiguous()
     out = torch.empty(x.shape, dtype=torch.int8 if out_dtype is torch.int8 else torch.float32, device="cpu")
     values: dict[str, Tensor | float | None] = {"z": None, "z_int8": 0, "z_batch_stride": 0, "z_stride": 0}
@@ -39,7 +32,8 @@ def selective_scan_native(
         values[f"{name}_int8"] = tensor.dtype is torch.int8
         values[f"{name}_batch_stride"], values[f"{name}_stride"], _ = tensor.stride()
     batch, length, inner = x.shape
-    packed = _packer()(
+    native.run(
+        "selective_scan",
         batch=batch,
         length=length,
         d_inner=inner,
@@ -49,9 +43,8 @@ def selective_scan_native(
         state=carried,
         **values,
         **floats,
-        **{f"{name}_scale": None if scale is None else scale.contiguous() for name, scale in scales.items()},
+        **{f"{name}_scale": native.scale(scale) for name, scale in scales.items()},
     )
-    native.library().selective_scan(packed)
     if state is not None and carried is not state and carried is not None:
         state.copy_(carried)
     return out if out.dtype is out_dtype else out.to(out_dtype)

@@ -18,20 +18,11 @@ QUAMBA_INLINE Floats rounded(Floats value) {
 #endif
 }
 
-// Into [low, high]; NaN stays. Where scaled_by_power saturates by itself there is nothing to do.
-QUAMBA_INLINE Floats within_exponents(Floats value, float low, float high) {
-#if QUAMBA_LANES == 16
-  (void)low, (void)high;
-  return value;
-#else
-  value = value < splat(low) ? splat(low) : value;
-  return value > splat(high) ? splat(high) : value;
-#endif
-}
-
 // Polynomials of least relative error (2e-9), found by iterated weighted least squares.
 QUAMBA_INLINE Floats exp2_of(Floats t) {
-  t = within_exponents(t, -127.0f, 128.0f);
+#if QUAMBA_LANES != 16
+  t = within(t, -127.0f, 128.0f);
+#endif
   const Floats n = rounded(t);
   const Floats f = t - n;
   Floats p = f * 0.00015345810970757157f + 0.0013399930903688073f;
@@ -44,7 +35,9 @@ QUAMBA_INLINE Floats exp2_of(Floats t) {
 }
 
 QUAMBA_INLINE Floats exp_of(Floats x) {
-  x = within_exponents(x, -88.0f, 88.8f);
+#if QUAMBA_LANES != 16
+  x = within(x, -88.0f, 88.8f);
+#endif
   const Floats n = rounded(x * 1.44269504f);
   // ln 2 in two parts, so that the remainder is exact.
   const Floats f = (x - n * 0.693145752f) - n * 1.42860677e-6f;

@@ -16,7 +16,7 @@ static void convolve(int8_t* state, const int8_t* x0, const int8_t* weight, int6
   }
   // Four bytes are one little-endian word, the oldest input its lowest byte.
   for_vectors(channels, [&](int64_t d, auto lanes) {
-    const Ints newest = __builtin_convertvector(load<Bytes>(x0 + d, lanes), Ints);
+    const Ints newest = to_ints(load<Bytes>(x0 + d, lanes));
     const Words shifted = load<Words>(state + 4 * d, lanes) >> 8;
     const Ints window = bits<Ints>(shifted | (bits<Words>(newest) << 24));
     store(state + 4 * d, window, lanes);
@@ -32,8 +32,8 @@ static void convolve(int8_t* state, const int8_t* x0, const int8_t* weight, int6
 // x[d] = q(SiLU(sums[d] * xz_scale[d] * weight_scale[d] + bias[d]), x_scale[d]).
 static void activate(const MixerStep& p, const int32_t* sums, int8_t* x) {
   for_vectors(p.d_inner, [&](int64_t d, auto lanes) {
-    Floats value = to_floats(load<Ints>(sums + d, lanes)) * load_scale(p.xz_scale, d, lanes);
-    value *= load_scale(p.conv_weight_scale, d, lanes);
+    const Floats scale = load_scale(p.xz_scale, d, lanes) * load_scale(p.conv_weight_scale, d, lanes);
+    Floats value = to_floats(load<Ints>(sums + d, lanes)) * scale;
     if (p.conv_bias != nullptr) value += load<Floats>(p.conv_bias + d, lanes);
     store_bytes(x + d, silu_of(value) / load_scale(p.x_scale, d, lanes), lanes);
   });

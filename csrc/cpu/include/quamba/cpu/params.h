@@ -39,6 +39,28 @@ struct Scale {
   P(const float, D) P(const void, z) I(z_int8) I(z_batch_stride) I(z_stride) S(z_scale)             \
   S(out_scale) P(void, out) P(float, state)
 
+// x (B, L, D) int8, strides as above; mask (B, L) of one byte each, or null; state (B, D, K) int8, or null. The result
+// is int8 where there is an out_scale, else float32.
+#define QUAMBA_CAUSAL_CONV1D(P, S, I, R)                                                            \
+  I(batch) I(length) I(channels) I(width) I(threads)                                                \
+  P(const int8_t, x) I(x_batch_stride) I(x_stride) S(x_scale)                                       \
+  P(const int8_t, weight) S(weight_scale) P(const float, bias) S(out_scale)                         \
+  P(const uint8_t, mask) P(int8_t, state) P(void, out)
+
+// x (rows, depth), weight (size, depth); the result is int8 where there is an out_scale, else float32.
+#define QUAMBA_LINEAR(P, S, I, R)                                                                   \
+  I(rows) I(size) I(depth) I(threads)                                                               \
+  P(const int8_t, x) S(x_scale) P(const int8_t, weight) S(weight_scale)                             \
+  P(const float, bias) P(const float, residual) S(out_scale) P(void, out)
+
+#define QUAMBA_RMS_NORM_QUANT(P, S, I, R)                                                           \
+  I(rows) I(size) I(threads)                                                                        \
+  P(const float, x) I(x_stride) P(const float, weight) R(eps) S(scale) P(int8_t, out)
+
+#define QUAMBA_HADAMARD_QUANT(P, S, I, R)                                                           \
+  I(rows) I(blocks) I(power) I(base) I(threads)                                                     \
+  P(const int8_t, base_signs) P(const float, x) S(scale) P(int8_t, out)
+
 #define QUAMBA_POINTER(type, name) type* name;
 #define QUAMBA_SCALE(name) Scale name;
 #define QUAMBA_INTEGER(name) int64_t name;
@@ -50,6 +72,10 @@ struct Scale {
 
 QUAMBA_STRUCT(MixerStep, QUAMBA_MIXER_STEP)
 QUAMBA_STRUCT(SelectiveScan, QUAMBA_SELECTIVE_SCAN)
+QUAMBA_STRUCT(CausalConv1d, QUAMBA_CAUSAL_CONV1D)
+QUAMBA_STRUCT(Linear, QUAMBA_LINEAR)
+QUAMBA_STRUCT(RmsNormQuant, QUAMBA_RMS_NORM_QUANT)
+QUAMBA_STRUCT(HadamardQuant, QUAMBA_HADAMARD_QUANT)
 
 // What changes from step to step: hidden and out (B, E) float32, conv_state (B, D, K) int8, ssm_state (B, D, N).
 struct Step {
@@ -66,6 +92,10 @@ struct Kernels {
   const char* name;
   void (*mixer_step)(const MixerStep&, const Step&);
   void (*selective_scan)(const SelectiveScan&);
+  void (*causal_conv1d)(const CausalConv1d&);
+  void (*linear)(const Linear&);
+  void (*rms_norm_quant)(const RmsNormQuant&);
+  void (*hadamard_quant)(const HadamardQuant&);
 };
 
 extern const Kernels kGeneric, kAvx2, kAvx512;

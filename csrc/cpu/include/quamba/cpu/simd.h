@@ -60,8 +60,46 @@ QUAMBA_INLINE To bits(From value) {
   return result;
 }
 
+// GCC 12 takes bytes apart one by one in __builtin_convertvector; the instructions have to be named.
+QUAMBA_INLINE Ints to_ints(Bytes value) {
+#if QUAMBA_LANES == 16
+  return bits<Ints>(_mm512_cvtepi8_epi32(bits<__m128i>(value)));
+#elif QUAMBA_LANES == 8
+  return bits<Ints>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(bits<int64_t>(value))));
+#else
+  return __builtin_convertvector(value, Ints);
+#endif
+}
+
+// Values within -128 .. 127.
+QUAMBA_INLINE Bytes to_bytes(Ints value) {
+#if QUAMBA_LANES == 16
+  return bits<Bytes>(_mm512_cvtepi32_epi8(bits<__m512i>(value)));
+#elif QUAMBA_LANES == 8
+  const __m256i wide = bits<__m256i>(value);
+  const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  return bits<Bytes>(_mm_cvtsi128_si64(_mm_packs_epi16(half, half)));
+#else
+  return __builtin_convertvector(value, Bytes);
+#endif
+}
+
 QUAMBA_INLINE Floats to_floats(Ints value) { return __builtin_convertvector(value, Floats); }
-QUAMBA_INLINE Floats to_floats(Bytes value) { return to_floats(__builtin_convertvector(value, Ints)); }
+QUAMBA_INLINE Floats to_floats(Bytes value) { return to_floats(to_ints(value)); }
+
+// The value where it is within [low, high], else the nearer bound; NaN stays.
+QUAMBA_INLINE Floats within(Floats value, float low, float high) {
+#if QUAMBA_LANES == 16
+  const __m512 raised = _mm512_max_ps(bits<__m512>(splat(low)), bits<__m512>(value));
+  return bits<Floats>(_mm512_min_ps(bits<__m512>(splat(high)), raised));
+#elif QUAMBA_LANES == 8
+  const __m256 raised = _mm256_max_ps(bits<__m256>(splat(low)), bits<__m256>(value));
+  return bits<Floats>(_mm256_min_ps(bits<__m256>(splat(high)), raised));
+#else
+  value = value < splat(low) ? splat(low) : value;
+  return value > splat(high) ? splat(high) : value;
+#endif
+}
 
 template <class Lanes>
 QUAMBA_INLINE Floats load_floats(const void* from, Lanes lanes) {
@@ -89,12 +127,11 @@ QUAMBA_INLINE Floats load_values(const void* row, bool int8, int64_t i, Lanes la
 // Adding 1.5 * 2^23 leaves an integer, rounded half to even, in the low bits of the mantissa.
 constexpr float kRounding = 12582912.0f;
 
-// clamp(round_half_even(value), -128, 127); clamping first keeps the sum from being fused with a product.
+// round_half_even(value) within -128 .. 127; clamping first also keeps the sum from being fused with a product.
 template <class Lanes>
 QUAMBA_INLINE void store_bytes(int8_t* to, Floats value, Lanes lanes) {
-  value = value < splat(-128.0f) ? splat(-128.0f) : value;
-  value = value > splat(127.0f) ? splat(127.0f) : value;
-  store(to, __builtin_convertvector(bits<Ints>(value + splat(kRounding)), Bytes), lanes);
+  const Floats shifted = within(value, -128.0f, 127.0f) + splat(kRounding);
+  store(to, to_bytes(bits<Ints>(shifted) - bits<Ints>(splat(kRounding))), lanes);
 }
 
 QUAMBA_INLINE float sum_lanes(Floats value) {
