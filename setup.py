@@ -56,10 +56,10 @@ def units() -> list[Unit]:
     result.append(Unit("linear_sm80.cu", "linear_sm80", only="80"))
     for name, cpp in TYPES.items():
         for residual in (0, 1):
-            for tile in ("kSmall", "kMedium", "kLarge"):
-                large_unused = tile == "kLarge" and (residual or name == "float")
-                if (residual and name == "int8") or large_unused:
-                    continue
+            if residual and name == "int8":
+                continue
+            tiles = ["k128x256", "k256x160", "k128x192", "k128x128", "k64x64"]
+            for tile in tiles if name != "float" else tiles[3:]:
                 defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 result.append(Unit("linear_sm90.cu", f"linear_sm90_{name}_{residual}_{tile}", defines, only="90a"))
     return result

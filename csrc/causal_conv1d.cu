@@ -10,9 +10,17 @@ constexpr int kThreads = 128;
 
 template <typename T, typename Out>
 void launch(const ConvParams& p, bool vector, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 1) {
+    if (p.length == 1 && p.width == 4 && p.state && !p.mask && p.state_time == 1 && p.state_channel == 4 &&
+        p.state_batch % 4 == 0 && aligned(p.state, 4)) {
+      const dim3 grid(static_cast<unsigned>((p.channels + kThreads - 1) / kThreads), static_cast<unsigned>(p.batch));
+      causal_conv1d_word_kernel<Out><<<grid, kThreads, 0, stream>>>(p);
+      return;
+    }
+  }
   const int64_t groups = (p.channels + kConvChannels - 1) / kConvChannels;
   const dim3 grid(static_cast<unsigned>((groups + kThreads - 1) / kThreads),
-                  static_cast<unsigned>((p.length + kConvSteps - 1) / kConvSteps), static_cast<unsigned>(p.batch));
+                  static_cast<unsigned>((p.length + conv_steps<T>() - 1) / conv_steps<T>()), static_cast<unsigned>(p.batch));
   with_bool(vector, [&](auto aligned) {
     if (p.width <= 4) {
       causal_conv1d_kernel<T, Out, 4, aligned.value><<<grid, kThreads, 0, stream>>>(p);

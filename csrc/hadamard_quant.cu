@@ -70,6 +70,8 @@ Tensor run(const Tensor& x, const OptionalTensor& scale) {
   p.factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(p.power) * p.base));
   p.scale = scale_of(scale, rows.columns, x, "scale");
   p.out = out.data_ptr();
+  p.vector_in = vectorizable(rows, 16, 1) && p.power % 16 == 0;
+  p.vector_scale = aligned(p.scale.data, 16);
   p.vector_out = p.power % 16 == 0 && aligned(p.out, 16);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const cudaError_t error = launch(p, rows.rows, type, scale.has_value(), stream_of(x));

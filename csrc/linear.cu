@@ -1,16 +1,32 @@
 // quamba::linear on CUDA: checks, and the choice between the row kernel and the matrix kernels.
-#include "quamba/linear.cuh"
+#include <cstdlib>
 
 #include "linear_matrix.h"
 #include "op.h"
+#include "quamba/linear_rows.cuh"
 
 namespace quamba {
 namespace {
 
-constexpr int64_t kFewRows = 8;  // up to here the row kernel reads the weight once; beyond, matrix instructions win
+constexpr int64_t kFewRows = 32;  // up to here the row kernels read the weight once and are as fast as that
+
+template <int GROUPS>
+void launch_mma(const LinearParams& p, int processors, cudaStream_t stream) {
+  const int64_t tiles = (p.columns + kTileRows - 1) / kTileRows;
+  const auto launch = [&](auto split) {
+    constexpr int kSplit = split.value, kTiles = rows_block_warps(kSplit) / kSplit;
+    const unsigned blocks = static_cast<unsigned>((tiles + kTiles - 1) / kTiles);
+    linear_rows_mma_kernel<GROUPS, kSplit><<<blocks, 32 * rows_block_warps(kSplit), 0, stream>>>(p);
+  };
+  // As many warps share a tile as are needed to keep the memory busy, while each has something to read.
+  const int64_t warps = 24 * processors, pieces = p.inner / 64;
+  if (tiles * 4 >= 2 * warps || pieces < 8) return launch(std::integral_constant<int, 1>{});
+  if (tiles * 8 >= warps || pieces < 32) return launch(std::integral_constant<int, 4>{});
+  launch(std::integral_constant<int, 16>{});
+}
 
 template <int M, int ROWS>
-void launch_rows(const LinearParams& p, bool vector, int processors, cudaStream_t stream) {
+void launch_dot(const LinearParams& p, bool vector, int processors, cudaStream_t stream) {
   // A weight of few rows leaves most of the device idle unless several warps share one.
   const bool split = p.columns < 16 * processors;
   const int64_t groups = (p.columns + ROWS - 1) / ROWS;
@@ -28,15 +44,16 @@ void launch_rows(const LinearParams& p, bool vector, int processors, cudaStream_
 void run_rows(const LinearParams& p, int processors, cudaStream_t stream) {
   const bool vector = p.inner % 16 == 0 && p.x_row % 16 == 0 && p.weight_row % 16 == 0 && aligned(p.x, 16) &&
                       aligned(p.weight, 16);
-  const bool wide = p.columns >= 4096;
-  const auto launch = [&](auto m) {
-    if (wide) return launch_rows<m.value, 2>(p, vector, processors, stream);
-    launch_rows<m.value, 1>(p, vector, processors, stream);
-  };
-  if (p.rows == 1) return launch(std::integral_constant<int, 1>{});
-  if (p.rows == 2) return launch(std::integral_constant<int, 2>{});
-  if (p.rows <= 4) return launch(std::integral_constant<int, 4>{});
-  launch(std::integral_constant<int, 8>{});
+  // QUAMBA_LINEAR_DOT=1 takes the kernel without matrix instructions for one row, for tuning.
+  static const bool dot = std::getenv("QUAMBA_LINEAR_DOT") != nullptr;
+  if (vector && p.rows == 1 && dot) {
+    if (p.columns >= 4096) return launch_dot<1, 2>(p, true, processors, stream);
+    return launch_dot<1, 1>(p, true, processors, stream);
+  }
+  if (!vector) return launch_dot<4, 1>(p, false, processors, stream);
+  if (p.rows <= 8) return launch_mma<1>(p, processors, stream);
+  if (p.rows <= 16) return launch_mma<2>(p, processors, stream);
+  launch_mma<4>(p, processors, stream);
 }
 
 // The tensor's rows with contiguous columns.

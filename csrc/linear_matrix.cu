@@ -8,18 +8,49 @@
 namespace quamba {
 namespace {
 
+struct TileCost {
+  Tile tile;
+  int64_t rows, columns;
+  double cost;  // of one tile per unit of K, relative: measured rates differ (benchmarks/NOTES.md)
+};
+
+constexpr TileCost kTiles[] = {
+    {Tile::k128x256, 128, 256, 128 * 256 * 1.00}, {Tile::k256x160, 256, 160, 256 * 160 * 1.00},
+    {Tile::k128x192, 128, 192, 128 * 192 * 1.05}, {Tile::k128x128, 128, 128, 128 * 128 * 1.15},
+    {Tile::k64x64, 64, 64, 64 * 64 * 2.00},
+};
+
+// The tile whose passes over the device cost least. QUAMBA_LINEAR_TILE=0..4 forces one, for tuning.
+Tile choose_tile(const LinearParams& p, int processors) {
+  static const char* const forced = std::getenv("QUAMBA_LINEAR_TILE");
+  if (forced != nullptr) return kTiles[std::atoi(forced) % 5].tile;
+  double best_cost = 0.0;
+  Tile best = Tile::k64x64;
+  for (const TileCost& t : kTiles) {
+    const int64_t tiles = (p.rows + t.rows - 1) / t.rows * ((p.columns + t.columns - 1) / t.columns);
+    const double cost = static_cast<double>((tiles + processors - 1) / processors) * t.cost;
+    if (best_cost == 0.0 || cost < best_cost) best_cost = cost, best = t.tile;
+  }
+  return best;
+}
+
 template <typename Out, bool kResidual>
 cudaError_t matrix_sm90(const LinearParams& p, void* workspace, size_t* bytes, int processors, cudaStream_t stream) {
-  const auto tiles = [&](int64_t m, int64_t n) { return (p.rows + m - 1) / m * ((p.columns + n - 1) / n); };
-  const auto passes = [&](int64_t count) { return (count + processors - 1) / processors; };
-  if constexpr (!kResidual && sizeof(Out) < 4) {
-    // The large tile computes twice the medium one in less than twice the time.
-    if (p.rows > 128 && passes(tiles(128, 256)) * 19 < passes(tiles(128, 128)) * 10)
-      return linear_sm90<Out, kResidual, Tile::kLarge>(p, workspace, bytes, stream);
+  const Tile tile = choose_tile(p, processors);
+  if (tile == Tile::k64x64) return linear_sm90<Out, kResidual, Tile::k64x64>(p, workspace, bytes, stream);
+  if constexpr (sizeof(Out) < 4) {  // a float32 result is rare: its larger tiles are not worth their compilation
+    switch (tile) {
+      case Tile::k128x256:
+        return linear_sm90<Out, kResidual, Tile::k128x256>(p, workspace, bytes, stream);
+      case Tile::k256x160:
+        return linear_sm90<Out, kResidual, Tile::k256x160>(p, workspace, bytes, stream);
+      case Tile::k128x192:
+        return linear_sm90<Out, kResidual, Tile::k128x192>(p, workspace, bytes, stream);
+      default:
+        break;
+    }
   }
-  if (p.rows > 128 || (p.rows > 64 && tiles(128, 128) >= processors))
-    return linear_sm90<Out, kResidual, Tile::kMedium>(p, workspace, bytes, stream);
-  return linear_sm90<Out, kResidual, Tile::kSmall>(p, workspace, bytes, stream);
+  return linear_sm90<Out, kResidual, Tile::k128x128>(p, workspace, bytes, stream);
 }
 
 template <typename Out>

@@ -30,21 +30,35 @@ struct CutlassType<__nv_bfloat16> {
 template <Tile kTile>
 struct Geometry;
 template <>
-struct Geometry<Tile::kLarge> {
+struct Geometry<Tile::k128x256> {
   using TileShape = cute::Shape<Int<128>, Int<256>, Int<128>>;
   using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
   using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
 };
 template <>
-struct Geometry<Tile::kMedium> {
+struct Geometry<Tile::k256x160> {
+  using TileShape = cute::Shape<Int<256>, Int<160>, Int<128>>;
+  using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+template <>
+struct Geometry<Tile::k128x192> {
+  using TileShape = cute::Shape<Int<128>, Int<192>, Int<128>>;
+  using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+template <>
+struct Geometry<Tile::k128x128> {
   using TileShape = cute::Shape<Int<128>, Int<128>, Int<128>>;
   using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
 };
 template <>
-struct Geometry<Tile::kSmall> {
+struct Geometry<Tile::k64x64> {
   using TileShape = cute::Shape<Int<64>, Int<64>, Int<256>>;
   using Cluster = cute::Shape<Int<1>, Int<1>, Int<1>>;
   using Mainloop = cutlass::gemm::KernelTmaWarpSpecialized;
@@ -60,7 +74,7 @@ struct Divide<cutlass::Array<float, N>> {
                                                      cutlass::Array<float, N> const& scale) const {
     cutlass::Array<float, N> result;
     CUTLASS_PRAGMA_UNROLL
-    for (int i = 0; i < N; ++i) result[i] = divide(x[i], scale[i], __fdividef(1.0f, scale[i]));
+    for (int i = 0; i < N; ++i) result[i] = divide(x[i], scale[i], reciprocal_approx(scale[i]));
     return result;
   }
 };

@@ -66,7 +66,7 @@ int channels_per_block(const ScanParams& p, int lanes, int processors) {
   const int step = lanes == 4 ? 8 : 4;
   int64_t best_cost = INT64_MAX;
   int best = step;
-  for (int count = 512 / lanes / step * step; count >= step; count -= step) {
+  for (int count = kScanThreads / lanes / step * step; count >= step; count -= step) {
     const int64_t blocks = (p.channels + count - 1) / count * p.batch;
     const int64_t cost = (blocks + processors - 1) / processors * count;
     if (cost < best_cost) best_cost = cost, best = count;
@@ -119,8 +119,15 @@ Tensor selective_scan_step(const Tensor& x, const OptionalTensor& x_scale, const
   if (out.numel() == 0) return out;
   p.out = out.data_ptr();
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const unsigned blocks = static_cast<unsigned>((p.batch * p.channels * 4 + 127) / 128);
-  selective_scan_step_kernel<<<blocks, 128, 0, stream_of(x)>>>(p);
+  const bool vector = p.states % 4 == 0 && p.a_state == 1 && p.a_channel % 4 == 0 && aligned(p.A, 16) &&
+                      p.state_state == 1 && p.state_channel % 4 == 0 && p.state_batch % 4 == 0 &&
+                      aligned(p.state, 16);
+  const dim3 grid(static_cast<unsigned>((p.channels * 4 + kStepThreads - 1) / kStepThreads),
+                  static_cast<unsigned>(p.batch));
+  const int shared = 2 * ((p.states + 3) / 4 * 4) * static_cast<int>(sizeof(float));
+  with_bool(vector, [&](auto kind) {
+    selective_scan_step_kernel<kind.value><<<grid, kStepThreads, shared, stream_of(x)>>>(p);
+  });
   check_launch("selective_scan_step");
   return out;
 }

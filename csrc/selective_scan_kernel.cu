@@ -1,4 +1,5 @@
 // One (LANES, STATES) pair of the scan; compiled once for each pair in setup.py.
+#include "quamba/selective_scan_tiles.cuh"
 #include "selective_scan_kernel.h"
 
 namespace quamba {
@@ -7,7 +8,7 @@ namespace {
 template <int LANES, int STATES, bool kBytes, bool kAsync>
 cudaError_t launch(const ScanParams& p, cudaStream_t stream) {
   const auto kernel = selective_scan_kernel<LANES, STATES, kBytes, kAsync>;
-  const ScanLayout layout(p, LANES, LANES * STATES);
+  const ScanLayout layout(p, LANES * STATES);
   if (layout.total > 48 * 1024) {
     const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, layout.total);
     if (error != cudaSuccess) return error;

@@ -65,10 +65,10 @@ class QuambaQuantizer(HfQuantizer):
                 f"found {sorted(checkpoint_files)} to load; expected {sorted(map(str, manifest.files))}; "
                 "load without variant or use_safetensors=False"
             )
-        for _ in manifest.tensors():
-            pass
         skeleton = to_skeleton(model, self.quantization_config.quantization.recipe)
         manifest.check(skeleton.expected(manifest.dtype))
+        for _ in manifest.tensors():
+            pass  # Read for the checks alone: transformers reads the files again.
         # transformers ties parameters by this map, and warns of tensors that the model has no place for.
         model.all_tied_weights_keys = dict(skeleton.ties)
         model._keys_to_ignore_on_load_unexpected = {

@@ -52,6 +52,12 @@ def raw(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
+def order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names in the order of the bytes in a file."""
+    # Wide elements first, so that every tensor is aligned; then by name, so that equal models give equal files.
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a new file and sync it to the disk.
 
@@ -60,8 +66,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         tensors: any dtype in DTYPES, any device; they are copied to the CPU one at a time.
         metadata: strings for the header's `__metadata__`.
     """
-    # Wide elements first, so that every tensor is aligned; then by name, so that equal models give equal files.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names = order(tensors)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
     for name in names:
@@ -80,7 +85,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 
 def read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The tensors of an open file and its metadata.
+    """The tensors of an open file, in the order of the bytes, and its metadata.
 
     Raises:
         CheckpointError: the header is truncated, not JSON, or does not tile the file exactly.
@@ -95,9 +100,10 @@ def read_header(file: BinaryIO, path: Path) -> tuple[dict[str, Entry], dict[str,
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: found a malformed __metadata__; expected an object of strings; {REMEDY}")
-    entries = {name: _entry(name, value, start=8 + length, path=path) for name, value in header.items()}
+    found = [(name, _entry(name, value, start=8 + length, path=path)) for name, value in header.items()]
+    entries = dict(sorted(found, key=lambda item: (item[1].begin, item[1].end)))
     end = 8 + length
-    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+    for name, entry in entries.items():
         if entry.begin != end:
             raise CheckpointError(
                 f"{path}: tensor {name!r} begins at byte {entry.begin}; expected {end}, where the one before it ends; "
@@ -133,12 +139,12 @@ def _entry(name: str, value: Any, *, start: int, path: Path) -> Entry:
 
 
 def read_tensors(file: BinaryIO, entries: Mapping[str, Entry], path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, CPU tensor) of an open file, in the order of the bytes; each owns its memory.
+    """(name, CPU tensor) of an open file, in the order of the entries; each owns its memory.
 
     Raises:
         CheckpointError: the file ends too early.
     """
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].begin):
+    for name, entry in entries.items():
         # The device is named because from_pretrained runs this under torch.device("meta").
         flat = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")
         file.seek(entry.begin)

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from quamba.errors import CheckpointError
@@ -46,7 +46,9 @@ def replacing(directory: Path, is_ours: Callable[[str], bool]) -> Iterator[Path]
     lock = None
     try:
         new.mkdir()
-        lock = _lock(new)
+        # Where the file system has no locks, nobody can take one to clean up either.
+        with suppress(OSError):
+            lock = _lock(new)
         if directory.exists():
             new.chmod(stat.S_IMODE(directory.stat().st_mode))
             shutil.copytree(
@@ -146,7 +148,11 @@ def _lock(path: Path) -> int:
     import fcntl
 
     descriptor = os.open(path, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

@@ -4,6 +4,7 @@ Every tensor has a checksum over its name, dtype, shape and bytes; config.json h
 the metadata of the safetensors files.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -25,6 +26,10 @@ GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_PATTERN = "model{suffix}.safetensors"
+# In the metadata of each safetensors file; the checksums of the tensors are in the order of the bytes.
+SEAL_VERSION = "quamba.format_version"
+SEAL_CONFIG = "quamba.config"
+SEAL_TENSORS = "quamba.tensors"
 
 # Left out of config.json's checksum: they do not enter the logits, and people edit them.
 UNSEALED = ("transformers_version", "_name_or_path", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -56,24 +61,31 @@ def is_guard(entry: Entry) -> bool:
 
 
 def tensor_checksum(name: str, tensor: Tensor) -> str:
-    """sha256 over name, dtype, shape and bytes."""
+    """The checksum of name, dtype, shape and bytes: sha256 in base64, 43 characters."""
     label = json.dumps([name, container.CODES[tensor.dtype], list(tensor.shape)], separators=(",", ":"))
     digest = hashlib.sha256(label.encode() + b"\n")
     digest.update(container.raw(tensor))
-    return digest.hexdigest()
+    return _text(digest.digest())
 
 
 def config_checksum(config: Mapping[str, Any]) -> str:
-    """sha256 over the canonical JSON of config.json without the UNSEALED keys."""
+    """The checksum of config.json's canonical JSON without the UNSEALED keys."""
     sealed = {key: value for key, value in config.items() if key not in UNSEALED}
-    return hashlib.sha256(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return _text(hashlib.sha256(json.dumps(sealed, sort_keys=True, separators=(",", ":")).encode()).digest())
+
+
+def _text(digest: bytes) -> str:
+    return base64.b64encode(digest).decode().rstrip("=")
 
 
 def seal(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The `__metadata__` of the safetensors file that holds these tensors."""
-    checksums = {name: tensor_checksum(name, tensors[name]) for name in sorted(tensors)}
-    ours = {"format_version": FORMAT_VERSION, "config": config_checksum(config), "tensors": checksums}
-    return {"format": "pt", QUANT_METHOD: json.dumps(ours, separators=(",", ":"))}
+    return {
+        "format": "pt",
+        SEAL_VERSION: str(FORMAT_VERSION),
+        SEAL_CONFIG: config_checksum(config),
+        SEAL_TENSORS: " ".join(tensor_checksum(name, tensors[name]) for name in container.order(tensors)),
+    }
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Loading a quantized model: everything is read and verified, then the model is built and filled."""
+"""Loading a quantized model: config and headers are verified, then the empty model, then tensor after tensor."""
 
 import os
 from pathlib import Path
@@ -40,12 +40,12 @@ def load(
     recover(directory)
     manifest = Manifest.read(directory)
     generation_config = _generation_config(directory)
-    tensors = {name: tensor.to(device) for name, tensor in manifest.tensors()}
     config = manifest.config
     skeleton = empty_skeleton(
         config, manifest.quantization.recipe, dtype=dtype or manifest.dtype, where=str(directory / CONFIG)
     )
     manifest.check(skeleton.expected(manifest.dtype), mixed=config["model_type"] == MAMBA_SSM)
+    tensors = {name: tensor.to(device) for name, tensor in manifest.tensors()}
     if dtype is not None:
         tensors = {n: t.to(dtype) if t.is_floating_point() and not is_scale(n) else t for n, t in tensors.items()}
     tensors |= {name: tensors[source] for name, source in skeleton.ties.items()}

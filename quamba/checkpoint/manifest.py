@@ -15,7 +15,9 @@ from quamba.checkpoint.layout import (
     FLOAT_DTYPES,
     FORMAT_VERSION,
     INDEX,
-    QUANT_METHOD,
+    SEAL_CONFIG,
+    SEAL_TENSORS,
+    SEAL_VERSION,
     SHARD,
     UNSEALED,
     WEIGHTS,
@@ -49,7 +51,7 @@ class Manifest:
         quantization: from its quantization_config.
         dtype: of the float tensors that are not scales.
         files: the tensors in each file.
-        checksums: of each tensor.
+        checksums: of the tensors in each file.
     """
 
     directory: Path
@@ -57,7 +59,7 @@ class Manifest:
     quantization: Quantization
     dtype: torch.dtype
     files: dict[Path, dict[str, Entry]]
-    checksums: dict[str, str]
+    checksums: dict[Path, list[str]]
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
@@ -76,13 +78,12 @@ class Manifest:
             )
         checksum = config_checksum(config)
         files: dict[Path, dict[str, Entry]] = {}
-        checksums: dict[str, str] = {}
+        checksums: dict[Path, list[str]] = {}
         for shard, listed in _shards(directory).items():
-            files[shard], sealed = _read_shard(shard, checksum=checksum, config_path=path)
+            files[shard], checksums[shard] = _read_shard(shard, checksum=checksum, config_path=path)
             if listed is not None and listed != set(files[shard]):
                 name = min(listed ^ set(files[shard]))
                 raise CheckpointError(f"{shard}: tensor {name!r} is in the file or in {INDEX}, not in both; {REMEDY}")
-            checksums |= sealed
         return cls(directory, config, quantization, dtype, files, checksums)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -92,9 +93,13 @@ class Manifest:
             CheckpointError: one of them is damaged.
         """
         for path, entries in self.files.items():
+            checksums = self.checksums[path]
+            if len(checksums) != len(entries):
+                raise CheckpointError(f"{path}: found {len(checksums)} checksums of {len(entries)} tensors; {REMEDY}")
             with _opened(path) as file:
-                for name, tensor in container.read_tensors(file, entries, path):
-                    if tensor_checksum(name, tensor) != self.checksums[name]:
+                read = container.read_tensors(file, entries, path)
+                for (name, tensor), checksum in zip(read, checksums, strict=True):
+                    if tensor_checksum(name, tensor) != checksum:
                         raise CheckpointError(f"{path}: tensor {name!r} differs from its checksum; {REMEDY}")
                     if not is_guard(entries[name]):
                         check_values(name, tensor, str(path))
@@ -183,30 +188,27 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
     return dict(sorted(shards.items()))
 
 
-def _read_shard(path: Path, *, checksum: str, config_path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The entries of one file and their checksums, the seal checked."""
+def _read_shard(path: Path, *, checksum: str, config_path: Path) -> tuple[dict[str, Entry], list[str]]:
+    """The entries of one file and their checksums; the version and config.json are checked against the metadata."""
     with _opened(path) as file:
         entries, metadata = container.read_header(file, path)
-    if set(metadata) != {"format", QUANT_METHOD} or metadata["format"] != "pt":
+    version = metadata.get(SEAL_VERSION)
+    if version is None:
         raise CheckpointError(
-            f"{path}: found the metadata {sorted(metadata)}; expected 'format' = 'pt' and {QUANT_METHOD!r}; "
-            f"the file was not written by quamba, or {REMEDY}"
+            f"{path}: found the metadata {sorted(metadata)}; expected {SEAL_VERSION!r} among them; the file was not "
+            f"written by quamba, or {REMEDY}"
         )
-    sealed = container.parse_json(metadata[QUANT_METHOD], path)
-    if sealed.get("format_version") != FORMAT_VERSION or type(sealed["format_version"]) is not int:
+    if version != str(FORMAT_VERSION):
         raise CheckpointError(
-            f"{path}: found format_version {sealed.get('format_version')!r}; expected {FORMAT_VERSION}; "
+            f"{path}: found {SEAL_VERSION} {version!r}; expected '{FORMAT_VERSION}'; "
             "load it with the version of quamba that saved it, or a newer one"
         )
-    sums = sealed.get("tensors")
-    if set(sealed) != {"format_version", "config", "tensors"} or not isinstance(sums, dict):
-        raise CheckpointError(f"{path}: found malformed checksums; expected config and tensors; {REMEDY}")
-    if set(sums) != set(entries):
-        name = min(set(sums) ^ set(entries))
-        raise CheckpointError(f"{path}: tensor {name!r} has a checksum or bytes, not both; {REMEDY}")
-    if sealed["config"] != checksum:
+    keys = {"format", SEAL_VERSION, SEAL_CONFIG, SEAL_TENSORS}
+    if set(metadata) != keys or metadata["format"] != "pt":
+        raise CheckpointError(f"{path}: found the metadata {sorted(metadata)}; expected {sorted(keys)}; {REMEDY}")
+    if metadata[SEAL_CONFIG] != checksum:
         raise CheckpointError(
             f"{config_path}: the contents differ from the checksum in {path.name}; expected config.json as it was "
             f"saved (only {', '.join(UNSEALED)} may be edited); restore it, or save the model again"
         )
-    return entries, sums
+    return entries, metadata[SEAL_TENSORS].split()

@@ -130,7 +130,7 @@ def _empty_mamba_ssm(content: dict[str, Any], dtype: torch.dtype) -> nn.Module:
             f"found a model of mamba-ssm, which cannot be imported ({error}); install it: pip install quamba[mamba-ssm]"
         ) from error
     known = {field.name for field in fields(MambaConfig)}
-    content.pop("dtype")
+    content = {key: value for key, value in content.items() if key not in ("architectures", "dtype")}
     if not set(content) <= known:
         raise CheckpointError(f"found the keys {sorted(set(content) - known)}; expected those of MambaConfig")
     model: nn.Module = MambaLMHeadModel(MambaConfig(**content), device="meta", dtype=dtype)

@@ -75,3 +75,13 @@ def rewrite_config(directory: Path, change: Callable[[dict[str, Any]], object], 
     path.write_text(json.dumps(config))
     if sealed:
         rewrite(directory, lambda tensors: None)
+
+
+def assert_same(found: nn.Module, expected: nn.Module) -> None:
+    """The same tensors under the same names, and the same logits, bit for bit."""
+    one, other = found.state_dict(), expected.state_dict()
+    assert list(one) == list(other)
+    for name, tensor in other.items():
+        assert one[name].dtype == tensor.dtype
+        assert torch.equal(one[name], tensor), name
+    assert torch.equal(logits(found), logits(expected))

@@ -1,5 +1,6 @@
 """Replacing a directory: the old one or the new one, whatever happens in between."""
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -56,9 +57,14 @@ def test_a_directory_is_made_and_replaced(tmp_path: Path) -> None:
 def test_an_error_in_the_block_changes_nothing(tmp_path: Path) -> None:
     target = tmp_path / "out"
     write(target, "one")
-    with pytest.raises(KeyboardInterrupt), replacing(target, is_ours) as new:
-        (new / "model").write_text("two")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with replacing(target, is_ours) as new:
+            (new / "model").write_text("two")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (target / "model").read_text() == "one"
     assert os.listdir(tmp_path) == ["out"]
 
@@ -139,6 +145,22 @@ def test_remains_of_dead_saves_are_removed_and_those_of_living_ones_stay(tmp_pat
         (living / "model").write_text("three")
     assert (target / "model").read_text() == "three"
     assert sorted(os.listdir(tmp_path)) == [".out2.quamba-new-0123", "out"]
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, left = tmp_path / "out", tmp_path / ".out.quamba-new-0123"
+    left.mkdir()
+
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    write(target, "one")
+    write(target, "two")
+    assert (target / "model").read_text() == "two"
+    assert left.exists()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_what_cannot_be_replaced_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,9 @@ def test_quantize_every_half() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 768), (129, 1000), (4, 5120)])
 def test_quantize_per_token(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     x = randn(*shape, dtype=dtype)
-    check(quantize_per_token, x)
-    check(quantize_per_token, strided(x))
+    # torch divides by the constant 127 as a multiplication on CUDA: scales differ in the last place.
+    check(quantize_per_token, x, flips=2e-4)
+    check(quantize_per_token, strided(x), flips=2e-4)
     check(quantize_per_token, torch.zeros_like(x))
 
 

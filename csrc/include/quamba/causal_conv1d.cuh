@@ -1,5 +1,5 @@
 // causal_conv1d: depthwise causal convolution, bias, SiLU, quantization; channel-last. A thread slides along a piece
-// of the sequence with the last inputs of its channels in registers.
+// of the sequence, for a few neighbouring channels.
 #pragma once
 
 #include "quamba/types.cuh"
@@ -7,7 +7,12 @@
 namespace quamba {
 
 constexpr int kConvChannels = 4;  // a thread's channels: one word of int8
-constexpr int kConvSteps = 16;    // a thread's time steps
+
+// A thread's time steps.
+template <typename T>
+constexpr int conv_steps() {
+  return 16 / static_cast<int>(sizeof(T));
+}
 
 struct ConvParams {
   int64_t batch, length, channels;
@@ -32,16 +37,55 @@ __device__ __forceinline__ T state_at(const ConvParams& p, int64_t b, int64_t c,
   return static_cast<const T*>(p.state)[b * p.state_batch + c * p.state_channel + (p.width + t) * p.state_time];
 }
 
-// kWidth >= p.width: narrower kernels have leading taps of zero. Zero-weight taps read zeros, never memory.
+// One time step of a thread's channels, as it is in memory.
+template <typename T>
+struct alignas(kConvChannels * sizeof(T)) ConvStep {
+  T value[kConvChannels];
+};
+
+template <typename T>
+__device__ __forceinline__ void widen_step(const ConvStep<T>& step, float* out) {
+  if constexpr (sizeof(T) == 1) {
+    unpack_bytes(reinterpret_cast<const uint32_t&>(step), out);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kConvChannels; ++i) out[i] = to_float(step.value[i]);
+  }
+}
+
+// kWidth >= p.width: narrower kernels leave out the first taps. kVector: a step's channels are aligned neighbours.
+// All inputs of a thread are loaded before the first is used; wider types get shorter pieces, to fit in registers.
 template <typename T, typename Out, int kWidth, bool kVector>
 __global__ void __launch_bounds__(128) causal_conv1d_kernel(const ConvParams p) {
+  constexpr int kSteps = conv_steps<T>(), kHistory = kWidth - 1;
   const int64_t c0 = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kConvChannels;
   if (c0 >= p.channels) return;
-  const int64_t b = blockIdx.z, begin = static_cast<int64_t>(blockIdx.y) * kConvSteps;
-  const int64_t end = begin + kConvSteps < p.length ? begin + kConvSteps : p.length;
+  const int64_t b = blockIdx.z, begin = static_cast<int64_t>(blockIdx.y) * kSteps;
   const int valid = static_cast<int>(p.channels - c0 < kConvChannels ? p.channels - c0 : kConvChannels);
   const T* x = static_cast<const T*>(p.x) + b * p.x_batch + c0 * p.x_channel;
   const uint8_t* mask = p.mask ? p.mask + b * p.mask_batch : nullptr;
+  const auto kept = [&](int64_t t) { return mask == nullptr || mask[t * p.mask_time] != 0; };
+
+  ConvStep<T> steps[kSteps + kHistory];
+#pragma unroll
+  for (int k = 0; k < kSteps + kHistory; ++k) {
+    const int64_t t = begin + k - kHistory;
+#pragma unroll
+    for (int i = 0; i < kConvChannels; ++i) steps[k].value[i] = T(0.0f);
+    if (t >= 0 && t < p.length) {
+      if constexpr (kVector) {
+        if (kept(t)) steps[k] = *reinterpret_cast<const ConvStep<T>*>(x + t * p.x_time);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kConvChannels; ++i)
+          if (i < valid && kept(t)) steps[k].value[i] = x[t * p.x_time + i * p.x_channel];
+      }
+    } else if (t < 0 && t >= -p.width && p.state) {
+#pragma unroll
+      for (int i = 0; i < kConvChannels; ++i)
+        if (i < valid) steps[k].value[i] = state_at<T>(p, b, c0 + i, t);
+    }
+  }
 
   float weight[kWidth][kConvChannels], xs[kConvChannels], ws[kConvChannels], bias[kConvChannels];
   float os[kConvChannels], reciprocal[kConvChannels];
@@ -55,24 +99,9 @@ __global__ void __launch_bounds__(128) causal_conv1d_kernel(const ConvParams p) 
     ws[i] = p.weight_scale.or_one(c);
     bias[i] = p.bias ? p.bias[c] : 0.0f;
     os[i] = p.out_scale.or_one(c);
-    reciprocal[i] = __frcp_rn(os[i]);
+    reciprocal[i] = reciprocal_approx(os[i]);
   }
 
-  float window[kWidth][kConvChannels];
-#pragma unroll
-  for (int k = 1; k < kWidth; ++k) {
-    const int64_t t = begin - kWidth + k;
-#pragma unroll
-    for (int i = 0; i < kConvChannels; ++i) window[k][i] = 0.0f;
-    if (k < shift + 1) continue;
-    if (t >= 0) {
-      if (!mask || mask[t * p.mask_time]) load<kConvChannels, kVector>(x + t * p.x_time, p.x_channel, valid, window[k]);
-    } else if (p.state) {
-#pragma unroll
-      for (int i = 0; i < kConvChannels; ++i)
-        if (i < valid) window[k][i] = to_float(state_at<T>(p, b, c0 + i, t));
-    }
-  }
   // Only the first piece reads the state, so it may overwrite it without asking the others.
   if (p.state && begin == 0) {
     T* state = static_cast<T*>(p.state) + b * p.state_batch + c0 * p.state_channel;
@@ -82,7 +111,7 @@ __global__ void __launch_bounds__(128) causal_conv1d_kernel(const ConvParams p) 
         T value = T(0.0f);
         if (t < 0) {
           value = state_at<T>(p, b, c0 + i, t);
-        } else if (!mask || mask[t * p.mask_time]) {
+        } else if (kept(t)) {
           value = x[t * p.x_time + i * p.x_channel];
         }
         state[i * p.state_channel + k * p.state_time] = value;
@@ -90,22 +119,27 @@ __global__ void __launch_bounds__(128) causal_conv1d_kernel(const ConvParams p) 
     }
   }
 
+  float window[kWidth][kConvChannels];
+#pragma unroll
+  for (int k = 0; k < kHistory; ++k) widen_step(steps[k], window[k + 1]);
   Out* out = static_cast<Out*>(p.out) + (b * p.length + begin) * p.channels + c0;
-  for (int64_t t = begin; t < end; ++t, out += p.channels) {
+#pragma unroll
+  for (int step = 0; step < kSteps; ++step, out += p.channels) {
+    const int64_t t = begin + step;
+    if (t >= p.length) return;
 #pragma unroll
     for (int k = 0; k + 1 < kWidth; ++k)
 #pragma unroll
       for (int i = 0; i < kConvChannels; ++i) window[k][i] = window[k + 1][i];
-    const bool keep = !mask || mask[t * p.mask_time];
-#pragma unroll
-    for (int i = 0; i < kConvChannels; ++i) window[kWidth - 1][i] = 0.0f;
-    if (keep) load<kConvChannels, kVector>(x + t * p.x_time, p.x_channel, valid, window[kWidth - 1]);
+    widen_step(steps[kHistory + step], window[kWidth - 1]);
+    const bool keep = kept(t);
     float y[kConvChannels];
 #pragma unroll
     for (int i = 0; i < kConvChannels; ++i) {
       float acc = 0.0f;
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) acc = fmaf(weight[k][i], window[k][i], acc);
+      for (int k = 0; k < kWidth; ++k)
+        if (k >= shift) acc = fmaf(weight[k][i], window[k][i], acc);
       y[i] = keep ? silu(acc * xs[i] * ws[i] + bias[i]) : 0.0f;
     }
     if constexpr (sizeof(Out) == 1) {
@@ -113,12 +147,35 @@ __global__ void __launch_bounds__(128) causal_conv1d_kernel(const ConvParams p) 
 #pragma unroll
       for (int i = 0; i < kConvChannels; ++i) bytes[i] = round_to_byte(divide(y[i], os[i], reciprocal[i]));
       store_bytes<kConvChannels, kVector>(out, valid, bytes);
+    } else if constexpr (kVector) {
+      ConvStep<Out> result;
+#pragma unroll
+      for (int i = 0; i < kConvChannels; ++i) result.value[i] = from_float<Out>(y[i]);
+      *reinterpret_cast<ConvStep<Out>*>(out) = result;
     } else {
 #pragma unroll
       for (int i = 0; i < kConvChannels; ++i)
         if (i < valid) out[i] = from_float<Out>(y[i]);
     }
   }
+}
+
+// One step of int8 with four taps of a contiguous state: a thread a channel, whose state is one word.
+template <typename Out>
+__global__ void __launch_bounds__(128) causal_conv1d_word_kernel(const ConvParams p) {
+  const int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, b = blockIdx.y;
+  if (c >= p.channels) return;
+  uint32_t* state = reinterpret_cast<uint32_t*>(static_cast<int8_t*>(p.state) + b * p.state_batch) + c;
+  const uint8_t x = static_cast<const uint8_t*>(p.x)[b * p.x_batch + c * p.x_channel];
+  const uint32_t word = __byte_perm(*state, x, 0x4321);  // the oldest, lowest, goes; x becomes the highest
+  *state = word;
+  float window[4], acc = 0.0f;
+  unpack_bytes(word, window);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) acc = fmaf(p.weight[4 * c + k], window[k], acc);
+  const float bias = p.bias ? p.bias[c] : 0.0f, os = p.out_scale.or_one(c);
+  const float y = silu(acc * p.x_scale.or_one(c) * p.weight_scale.or_one(c) + bias);
+  Store<Out>::one(static_cast<Out*>(p.out) + b * p.channels + c, y, os, reciprocal_approx(os));
 }
 
 }  // namespace quamba

@@ -16,11 +16,16 @@ struct HadamardParams {
   int64_t row_stride, column_stride;
   int blocks, power, base, log_power;
   int base_offset;  // of the base matrix in kRows
+  bool vector_in;   // 16 neighbours can be read at an aligned address
   bool vector_out;  // 16 results can be written at an aligned address
-  float factor;     // 1 / sqrt(power * base)
+  bool vector_scale;
+  float factor;  // 1 / sqrt(power * base)
   Scale scale;
   void* out;  // contiguous
 };
+
+// A thread holds a column of the base matrix in registers.
+constexpr int hadamard_threads(int base) { return base > 40 ? 256 : 512; }
 
 // Index i of a row in shared memory: one word of padding in sixteen keeps stride-16 accesses on distinct banks.
 __device__ __forceinline__ int padded_index(int i) { return i + (i >> 4); }
@@ -115,6 +120,10 @@ __device__ __forceinline__ void middle_pass(float* shared, int order, int log_st
   __syncthreads();
 }
 
+__device__ __forceinline__ uint32_t rounded(float v, const HadamardParams& p, float scale) {
+  return round_to_byte(divide(v * p.factor, scale, reciprocal_approx(scale)));
+}
+
 // The stages at strides 1 to 2^(LOG_RADIX - 1), and the result. `column` is the block's first column in the row.
 template <int LOG_RADIX, typename Out>
 __device__ __forceinline__ void last_pass(const float* shared, int order, const HadamardParams& p, int column,
@@ -128,10 +137,19 @@ __device__ __forceinline__ void last_pass(const float* shared, int order, const 
     butterflies<LOG_RADIX>(v);
     if constexpr (sizeof(Out) == 1) {
       uint32_t bytes[kRadix];
+      const float* scales = p.scale.data + (column + first) * p.scale.stride;
+      if (kRadix == 16 && p.scale.stride == 1 && p.vector_out && p.vector_scale) {
 #pragma unroll
-      for (int i = 0; i < kRadix; ++i) {
-        const float scale = p.scale[column + first + i];
-        bytes[i] = round_to_byte(divide(v[i] * p.factor, scale, __frcp_rn(scale)));
+        for (int i = 0; i < kRadix; i += 4) {
+          const float4 s = *reinterpret_cast<const float4*>(scales + i);
+          bytes[i] = rounded(v[i], p, s.x);
+          bytes[i + 1] = rounded(v[i + 1], p, s.y);
+          bytes[i + 2] = rounded(v[i + 2], p, s.z);
+          bytes[i + 3] = rounded(v[i + 3], p, s.w);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kRadix; ++i) bytes[i] = rounded(v[i], p, scales[i * p.scale.stride]);
       }
       if constexpr (kRadix == 16) {
         if (p.vector_out) {
@@ -161,8 +179,78 @@ __device__ __forceinline__ void last_pass(const float* shared, int order, const 
   }
 }
 
-// A thread holds a column of the base matrix in registers.
-constexpr int hadamard_threads(int base) { return base > 40 ? 256 : 512; }
+// The stages at strides 1 to 8 of a row that can be read in pieces of 16, from memory.
+template <typename T>
+__device__ __forceinline__ void first_pass(const T* x, float* shared, int order) {
+  for (int u = threadIdx.x; u < order / 16; u += blockDim.x) {
+    float v[16];
+    load<16, true>(x + 16 * u, 1, 16, v);
+    butterflies<4>(v);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) shared[padded_index(16 * u + i)] = v[i];
+  }
+  __syncthreads();
+}
+
+// The stages at strides 2^log_stride and up, and the result: neighbouring threads write neighbouring elements.
+template <int LOG_RADIX, typename Out>
+__device__ __forceinline__ void wide_pass(const float* shared, int order, int log_stride, const HadamardParams& p,
+                                          int column, Out* out) {
+  constexpr int kRadix = 1 << LOG_RADIX;
+  for (int u = threadIdx.x; u < order >> LOG_RADIX; u += blockDim.x) {
+    const int low = u & ((1 << log_stride) - 1), first = ((u >> log_stride) << (log_stride + LOG_RADIX)) + low;
+    float v[kRadix];
+#pragma unroll
+    for (int i = 0; i < kRadix; ++i) v[i] = shared[padded_index(first + (i << log_stride))];
+    butterflies<LOG_RADIX>(v);
+#pragma unroll
+    for (int i = 0; i < kRadix; ++i) {
+      const int at = first + (i << log_stride);
+      if constexpr (sizeof(Out) == 1) {
+        out[at] = static_cast<int8_t>(rounded(v[i], p, p.scale[column + at]) & 0xff);
+      } else {
+        out[at] = from_float<Out>(v[i] * p.factor);
+      }
+    }
+  }
+}
+
+// A row of a power of two, of at least 32: stages in groups of four at most, as equal as they can be.
+template <typename T, typename Out>
+__device__ __forceinline__ void transform_power(const T* x, float* shared, const HadamardParams& p, int column,
+                                                Out* out) {
+  const int order = p.power;
+  first_pass(x, shared, order);
+  int groups = (p.log_power - 1) / 4;  // after the first
+  int done = 4;
+  for (; groups > 1; --groups) {
+    const int stages = (p.log_power - done + groups - 1) / groups;
+    switch (stages) {
+      case 1:
+        middle_pass<1>(shared, order, done);
+        break;
+      case 2:
+        middle_pass<2>(shared, order, done);
+        break;
+      case 3:
+        middle_pass<3>(shared, order, done);
+        break;
+      default:
+        middle_pass<4>(shared, order, done);
+    }
+    done += stages;
+  }
+  switch (p.log_power - done) {
+    case 1:
+      return wide_pass<1>(shared, order, done, p, column, out);
+    case 2:
+      return wide_pass<2>(shared, order, done, p, column, out);
+    case 3:
+      return wide_pass<3>(shared, order, done, p, column, out);
+    default:
+      return wide_pass<4>(shared, order, done, p, column, out);
+  }
+}
 
 template <int BASE, typename T, typename Out>
 __global__ void __launch_bounds__(hadamard_threads(BASE)) hadamard_kernel(const HadamardParams p) {
@@ -171,7 +259,9 @@ __global__ void __launch_bounds__(hadamard_threads(BASE)) hadamard_kernel(const 
   const int64_t row = blockIdx.x / p.blocks;
   const int column = static_cast<int>(blockIdx.x % p.blocks) * order;
   const T* x = static_cast<const T*>(p.x) + row * p.row_stride + column * p.column_stride;
+  Out* out = static_cast<Out*>(p.out) + static_cast<int64_t>(blockIdx.x) * order;
   if constexpr (BASE == 1) {
+    if (p.vector_in && p.log_power > 4) return transform_power(x, shared, p, column, out);
     for (int i = threadIdx.x; i < order; i += blockDim.x) shared[padded_index(i)] = to_float(x[i * p.column_stride]);
     __syncthreads();
   } else {
@@ -195,7 +285,6 @@ __global__ void __launch_bounds__(hadamard_threads(BASE)) hadamard_kernel(const 
         middle_pass<4>(shared, order, done);
     }
   }
-  Out* out = static_cast<Out*>(p.out) + static_cast<int64_t>(blockIdx.x) * order;
   switch (low) {
     case 0:
       return last_pass<0>(shared, order, p, column, out);

@@ -31,7 +31,7 @@ __device__ __forceinline__ void finish(const LinearParams& p, int sum, int64_t m
   switch (p.out_type) {
     case Type::kInt8: {
       const float scale = p.out_scale[n];
-      return Store<int8_t>::one(static_cast<int8_t*>(p.out) + index, v, scale, __frcp_rn(scale));
+      return Store<int8_t>::one(static_cast<int8_t*>(p.out) + index, v, scale, reciprocal_approx(scale));
     }
     case Type::kHalf:
       return Store<__half>::one(static_cast<__half*>(p.out) + index, v, 1.0f, 1.0f);

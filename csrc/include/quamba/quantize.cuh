@@ -21,14 +21,14 @@ __device__ __forceinline__ void quantize_chunk(const float* v, const float* scal
 // The scales of kChunk columns from `column` on.
 __device__ __forceinline__ void load_scales(Scale scale, int64_t column, int valid, float* value, float* reciprocal) {
   if (scale.stride == 0) {
-    const float s = scale.data[0], r = __frcp_rn(s);
+    const float s = scale.data[0], r = reciprocal_approx(s);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) value[i] = s, reciprocal[i] = r;
   } else {
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
       value[i] = i < valid ? scale.data[column + i] : 1.0f;
-      reciprocal[i] = __frcp_rn(value[i]);
+      reciprocal[i] = reciprocal_approx(value[i]);
     }
   }
 }
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(512)
   if (threadIdx.x == 0) scales[blockIdx.x] = scale;
   float s[kChunk], r[kChunk];
 #pragma unroll
-  for (int i = 0; i < kChunk; ++i) s[i] = scale, r[i] = __frcp_rn(scale);
+  for (int i = 0; i < kChunk; ++i) s[i] = scale, r[i] = reciprocal_approx(scale);
   for (int64_t c = threadIdx.x * kChunk; c < columns; c += blockDim.x * kChunk) {
     const int valid = static_cast<int>(columns - c < kChunk ? columns - c : kChunk);
     load<kChunk, kVector>(x + c * column_stride, column_stride, valid, v);

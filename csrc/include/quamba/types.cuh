@@ -84,7 +84,13 @@ struct Scale {
   __device__ __forceinline__ float or_one(int64_t i) const { return data != nullptr ? data[i * stride] : 1.0f; }
 };
 
-// x / scale, correctly rounded, from the scale's reciprocal in three multiply-adds: the quotient decides on which
+__device__ __forceinline__ float reciprocal_approx(float v) {
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
+// x / scale, correctly rounded, from the scale's (approximate) reciprocal in three multiply-adds: the quotient decides on which
 // side of a rounding tie a value falls, so a plain multiplication by the reciprocal would not give the integers of
 // the reference. Quotients beyond the int8 range skip the correction, which infinities would turn into NaN.
 __device__ __forceinline__ float divide(float x, float scale, float reciprocal) {
@@ -196,7 +202,7 @@ __device__ __forceinline__ void store_bytes(int8_t* p, int valid, const uint32_t
   }
 }
 
-// exp and softplus as the scan and the convolution need them: base 2, on the special-function unit.
+// SiLU and softplus as the scan and the convolution need them: base 2, on the special-function unit.
 constexpr float kLog2E = 1.4426950408889634f;
 
 __device__ __forceinline__ float exp2_approx(float v) {
@@ -205,14 +211,25 @@ __device__ __forceinline__ float exp2_approx(float v) {
   return r;
 }
 
-__device__ __forceinline__ float silu(float v) { return __fdividef(v, 1.0f + exp2_approx(-v * kLog2E)); }
+__device__ __forceinline__ float log2_approx(float v) {
+  float r;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
 
-// log(1 + e^v). Below e^-5 the logarithm of a number so near one has lost the digits: its series has them.
+__device__ __forceinline__ float silu(float v) { return v * reciprocal_approx(1.0f + exp2_approx(-kLog2E * v)); }
+
+// log(1 + e^v). The power is kept finite: above that, and long before, v itself is the answer and the larger number.
+// Below e^-5 the logarithm of a number so near one has lost the digits: its series has them.
 __device__ __forceinline__ float softplus(float v) {
-  const float e = exp2_approx(v * kLog2E);
+  const float e = exp2_approx(fminf(v * kLog2E, 126.0f));
+  const float logarithm = fmaxf(v, 0.6931471805599453f * log2_approx(1.0f + e));
   const float series = e * fmaf(e, fmaf(e, 0.33333333f, -0.5f), 1.0f);
-  const float logarithm = 0.6931471805599453f * __log2f(1.0f + e);
-  return v > 20.0f ? v : (v < -5.0f ? series : logarithm);
+  float result;  // a selection, where the compiler would branch
+  asm("{ .reg .pred p; setp.lt.f32 p, %1, 0fC0A00000; selp.f32 %0, %2, %3, p; }"
+      : "=f"(result)
+      : "f"(v), "f"(series), "f"(logarithm));
+  return result;
 }
 
 }  // namespace quamba
