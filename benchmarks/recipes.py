@@ -4,6 +4,7 @@
         --calib books=books.txt:0:65536 --calib wikitext=valid.txt:0:65536 \\
         --text books=books.txt:65536: --text wikitext=test.txt:0:102400 --out results.json
 
+The reference's logits are kept in memory: 4 bytes for each token and each word of the vocabulary.
 A text is NAME=FILE[:FIRST:LAST], a range of its tokens. Float here is the original model in float32. The increase of
 perplexity comes with the standard error of the paired difference over windows.
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import quamba
-from quamba.eval.perplexity import compare
+from quamba.eval.perplexity import cache_logits, compare
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,24 @@ class Text:
         return ids[self.first : self.last]
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A line for each recipe; for each calibration and text, the increase of perplexity in percent and the KL."""
+    pairs = list(dict.fromkeys((row["calibration"], row["text"]) for row in rows))
+    lines = [
+        "| recipe | " + " | ".join(f"{calibration} → {text}" for calibration, text in pairs) + " |",
+        "|---" * (len(pairs) + 1) + "|",
+    ]
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        cells = [
+            f"{row['increase_percent']:+.2f} ± {row['standard_error_percent']:.2f} % ({row['kl']:.4f})"
+            for pair in pairs
+            for row in rows
+            if (row["recipe"], row["calibration"], row["text"]) == (recipe, *pair)
+        ]
+        lines.append(f"| `{recipe}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -59,7 +78,6 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--out", default=None, help="write the rows as JSON here")
     args = parser.parse_args()
-    torch.set_num_threads(min(2, torch.get_num_threads()))
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     calibration = {text.name: text.ids(tokenizer) for text in args.calib}
@@ -69,8 +87,10 @@ def main() -> None:
     def load() -> Any:
         return AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
 
-    reference = load()
-    quamba.quantize(reference, None, "float")
+    original = load()
+    quamba.quantize(original, None, "float")
+    references = {name: cache_logits(original, ids, context=args.context) for name, ids in evaluation.items()}
+    del original
     rows = []
     for recipe in args.recipes.split(","):
         for calib_name, ids in calibration.items():
@@ -82,7 +102,7 @@ def main() -> None:
             seconds = time.perf_counter() - start
             for text_name, text_ids in evaluation.items():
                 start = time.perf_counter()
-                result = compare(model, reference, text_ids, context=args.context)
+                result = compare(model, references[text_name], text_ids, context=args.context)
                 base = result.reference.perplexity
                 row = {
                     "model": args.model, "recipe": recipe, "calibration": calib_name, "text": text_name,
@@ -103,6 +123,7 @@ def main() -> None:
         "transformers": transformers.__version__, "quamba": quamba.__version__, "processor": platform.processor(),
         "command": " ".join(sys.argv),
     }  # fmt: skip
+    print(markdown(rows))
     if args.out:
         Path(args.out).write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
 
