@@ -23,6 +23,8 @@ CSRC = ROOT / "csrc"
 DEFAULT_ARCHS = "8.0;9.0a"
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest torch that the library loads under
 
+# An assertion is a function call, and wgmma instructions that a call might interrupt are serialized: half the speed.
+NO_ASSERTS = ("-DNDEBUG",)
 TYPES = {"int8": "int8_t", "half": "__half", "bfloat16": "__nv_bfloat16", "float": "float"}
 
 
@@ -53,14 +55,14 @@ def units() -> list[Unit]:
         result.append(Unit("selective_scan_kernel.cu", f"selective_scan_{lanes}_{states}", defines))
     for base in (0, 1, 12, 20, 28, 36, 44, 52, 60):
         result.append(Unit("hadamard_quant_kernel.cu", f"hadamard_quant_{base}", (f"-DQUAMBA_BASE={base}",)))
-    result.append(Unit("linear_sm80.cu", "linear_sm80", only="80"))
+    result.append(Unit("linear_sm80.cu", "linear_sm80", NO_ASSERTS, only="80"))
     for name, cpp in TYPES.items():
         for residual in (0, 1):
             if residual and name == "int8":
                 continue
             tiles = ["k128x256", "k256x160", "k128x192", "k128x128", "k64x64"]
             for tile in tiles if name != "float" else tiles[3:]:
-                defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
+                defines = (*NO_ASSERTS, f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 result.append(Unit("linear_sm90.cu", f"linear_sm90_{name}_{residual}_{tile}", defines, only="90a"))
     return result
 

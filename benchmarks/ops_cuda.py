@@ -1,4 +1,4 @@
-"""Times single CUDA ops against their floor: `python benchmarks/ops_cuda.py [--only "WORDS"] [--json FILE]`.
+"""Times single CUDA ops against their floor: `python benchmarks/ops_cuda.py [--only REGEX] [--json FILE]`.
 
 Each case is captured in a CUDA graph that walks over enough copies of its inputs to leave the L2 cache, and replayed;
 the figure is the median over the replays, per call. The floor is the larger of bytes (each input read once, each
@@ -7,6 +7,7 @@ output written once) over the copy bandwidth measured in the same run, and opera
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -214,7 +215,7 @@ def measure(case: Case, bandwidth: float) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="", help="cases whose name and shape hold these words")
+    parser.add_argument("--only", default="", help="cases whose name and shape this expression finds")
     parser.add_argument("--json", help="write the rows there, too")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -222,7 +223,7 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {bandwidth / 1e12:.2f} TB/s", flush=True)
     rows = []
     for case in cases():
-        if all(word in f"{case.name} {case.shape}" for word in arguments.only.split()):
+        if re.search(arguments.only, f"{case.name} {case.shape}"):
             row = measure(case, bandwidth)
             rows.append(asdict(row))
             print(

@@ -1,6 +1,4 @@
 // quamba::linear on CUDA: checks, and the choice between the row kernel and the matrix kernels.
-#include <cstdlib>
-
 #include "linear_matrix.h"
 #include "op.h"
 #include "quamba/linear_rows.cuh"
@@ -44,9 +42,8 @@ void launch_dot(const LinearParams& p, bool vector, int processors, cudaStream_t
 void run_rows(const LinearParams& p, int processors, cudaStream_t stream) {
   const bool vector = p.inner % 16 == 0 && p.x_row % 16 == 0 && p.weight_row % 16 == 0 && aligned(p.x, 16) &&
                       aligned(p.weight, 16);
-  // QUAMBA_LINEAR_DOT=1 takes the kernel without matrix instructions for one row, for tuning.
-  static const bool dot = std::getenv("QUAMBA_LINEAR_DOT") != nullptr;
-  if (vector && p.rows == 1 && dot) {
+  // One row: the product without matrix instructions, which the other kernel beats where the device is just full.
+  if (vector && p.rows == 1 && (p.columns > 16384 || p.columns * p.inner < (int64_t{8} << 20))) {
     if (p.columns >= 4096) return launch_dot<1, 2>(p, true, processors, stream);
     return launch_dot<1, 1>(p, true, processors, stream);
   }

@@ -1,4 +1,6 @@
 // quamba::selective_scan and quamba::selective_scan_step on CUDA.
+#include <cstdlib>
+
 #include "op.h"
 #include "quamba/selective_scan_step.cuh"
 #include "selective_scan_kernel.h"
@@ -90,7 +92,12 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
   // More lanes a channel where channels are too few to fill the device; fewer where there is work enough.
   const int processors = multiprocessors(x);
   const int64_t per_processor = p.batch * p.channels / processors;
-  const int lanes = p.states > 16 || per_processor < 20 ? 16 : per_processor < 80 ? 8 : 4;
+  static const char* const forced = std::getenv("QUAMBA_SCAN_LANES");  // 4, 8 or 16, for tuning
+  const int lanes = p.states > 16    ? 16
+                    : forced         ? std::atoi(forced)
+                    : per_processor < 20 ? 16
+                    : per_processor < 80 ? 8
+                                         : 4;
   p.block_channels = channels_per_block(p, lanes, processors);
   const int64_t step = p.block_channels;
   const bool async = in_words(p.x, p.channels, step) && in_words(p.dt, p.channels, step) &&

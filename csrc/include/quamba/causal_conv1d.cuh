@@ -56,7 +56,7 @@ __device__ __forceinline__ void widen_step(const ConvStep<T>& step, float* out) 
 // kWidth >= p.width: narrower kernels leave out the first taps. kVector: a step's channels are aligned neighbours.
 // All inputs of a thread are loaded before the first is used; wider types get shorter pieces, to fit in registers.
 template <typename T, typename Out, int kWidth, bool kVector>
-__global__ void __launch_bounds__(128) causal_conv1d_kernel(const ConvParams p) {
+__global__ void __launch_bounds__(128, sizeof(T) == 1 ? 4 : 1) causal_conv1d_kernel(const ConvParams p) {
   constexpr int kSteps = conv_steps<T>(), kHistory = kWidth - 1;
   const int64_t c0 = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kConvChannels;
   if (c0 >= p.channels) return;
@@ -87,19 +87,16 @@ __global__ void __launch_bounds__(128) causal_conv1d_kernel(const ConvParams p) 
     }
   }
 
-  float weight[kWidth][kConvChannels], xs[kConvChannels], ws[kConvChannels], bias[kConvChannels];
-  float os[kConvChannels], reciprocal[kConvChannels];
+  float weight[kWidth][kConvChannels], factor[kConvChannels], bias[kConvChannels], reciprocal[kConvChannels];
   const int shift = kWidth - p.width;
 #pragma unroll
   for (int i = 0; i < kConvChannels; ++i) {
     const int64_t c = c0 + (i < valid ? i : 0);
 #pragma unroll
     for (int k = 0; k < kWidth; ++k) weight[k][i] = k >= shift ? p.weight[c * p.width + k - shift] : 0.0f;
-    xs[i] = p.x_scale.or_one(c);
-    ws[i] = p.weight_scale.or_one(c);
+    factor[i] = p.x_scale.or_one(c) * p.weight_scale.or_one(c);
     bias[i] = p.bias ? p.bias[c] : 0.0f;
-    os[i] = p.out_scale.or_one(c);
-    reciprocal[i] = reciprocal_approx(os[i]);
+    reciprocal[i] = reciprocal_approx(p.out_scale.or_one(c));
   }
 
   // Only the first piece reads the state, so it may overwrite it without asking the others.
@@ -140,12 +137,12 @@ __global__ void __launch_bounds__(128) causal_conv1d_kernel(const ConvParams p) 
 #pragma unroll
       for (int k = 0; k < kWidth; ++k)
         if (k >= shift) acc = fmaf(weight[k][i], window[k][i], acc);
-      y[i] = keep ? silu(acc * xs[i] * ws[i] + bias[i]) : 0.0f;
+      y[i] = select(keep, silu(fmaf(acc, factor[i], bias[i])), 0.0f);
     }
     if constexpr (sizeof(Out) == 1) {
       uint32_t bytes[kConvChannels];
 #pragma unroll
-      for (int i = 0; i < kConvChannels; ++i) bytes[i] = round_to_byte(divide(y[i], os[i], reciprocal[i]));
+      for (int i = 0; i < kConvChannels; ++i) bytes[i] = round_to_byte(y[i] * reciprocal[i]);
       store_bytes<kConvChannels, kVector>(out, valid, bytes);
     } else if constexpr (kVector) {
       ConvStep<Out> result;

@@ -42,6 +42,16 @@ __device__ __forceinline__ void finish(const LinearParams& p, int sum, int64_t m
   }
 }
 
+// 16 bytes that are used once: past the first-level cache. Volatile, so that the loads of a round are issued in the
+// order of the code, before the first use waits for one.
+__device__ __forceinline__ int4 load_once(const int8_t* p) {
+  int4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.s32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
 // 16 consecutive int8, zero past the end.
 template <bool kVector>
 __device__ __forceinline__ int4 load16(const int8_t* row, int64_t k, int64_t inner) {

@@ -9,16 +9,7 @@
 
 namespace quamba {
 
-// 16 bytes that are used once: past the first-level cache. Volatile, as the multiplication below, so that all loads of
-// a round are issued before the first multiplication waits for one.
-__device__ __forceinline__ int4 load_once(const int8_t* p) {
-  int4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.s32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
-}
-
+// Volatile, as the loads are, for the same reason.
 __device__ __forceinline__ void mma(int (&d)[4], int a0, int a1, int a2, int a3, int b0, int b1) {
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"

@@ -174,14 +174,14 @@ __device__ __forceinline__ void staged(const char* tile, int index, Type type, f
   }
 }
 
-// COUNT neighbouring results into the staged output.
+// COUNT neighbouring results into the staged output. After so many approximations an exact division has no point.
 template <int COUNT>
 __device__ __forceinline__ void stage_out(char* tile, int index, Type type, const float (&v)[COUNT],
-                                          const float (&scale)[COUNT], const float (&reciprocal)[COUNT]) {
+                                          const float (&reciprocal)[COUNT]) {
   if (type == Type::kInt8) {
     uint32_t bytes[COUNT];
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) bytes[i] = round_to_byte(divide(v[i], scale[i], reciprocal[i]));
+    for (int i = 0; i < COUNT; ++i) bytes[i] = round_to_byte(v[i] * reciprocal[i]);
     store_bytes<COUNT, COUNT % 4 == 0>(reinterpret_cast<int8_t*>(tile) + index, COUNT, bytes);
   } else if (type == Type::kFloat) {
 #pragma unroll

@@ -30,13 +30,13 @@ __global__ void __launch_bounds__(kScanThreads) selective_scan_kernel(const Scan
   float* sums = reinterpret_cast<float*>(shared + at.sums) + first * kSumPitch;
 
   // Preparing and finishing: the warp's channels.
-  float xs[kChannels], ds[kChannels], bias[kChannels], zs[kChannels], skip[kChannels], os[kChannels], ros[kChannels];
+  float xs[kChannels], ds[kChannels], bias[kChannels], zs[kChannels], skip[kChannels], ros[kChannels];
 #pragma unroll
   for (int i = 0; i < kChannels; ++i) {
     const int64_t c = c0 + (first + i < valid_channels ? first + i : 0);
     xs[i] = p.x.scale.or_one(c), ds[i] = p.dt.scale.or_one(c), zs[i] = p.z.scale.or_one(c);
     bias[i] = p.dt_bias[c], skip[i] = p.D[c];
-    os[i] = p.out_scale.or_one(c), ros[i] = reciprocal_approx(os[i]);
+    ros[i] = reciprocal_approx(p.out_scale.or_one(c));
   }
   // Recurring: the lane's channel (in the low bits, so that lanes that read one address are neighbours) and states.
   const int j = lane / kChannels, mine = lane % kChannels;
@@ -122,15 +122,16 @@ __global__ void __launch_bounds__(kScanThreads) selective_scan_kernel(const Scan
 #pragma unroll
       for (int i = 0; i < kChannels; ++i) {
         x[i] *= xs[i];
-        const float step = inside ? softplus(fmaf(dt[i], ds[i], bias[i])) : 0.0f;
-        reinterpret_cast<float2*>(steps + i * kStepPitch)[lane] = make_float2(step, inside ? step * x[i] : 0.0f);
+        const float step = select(inside, softplus(fmaf(dt[i], ds[i], bias[i])), 0.0f);
+        reinterpret_cast<float2*>(steps + i * kStepPitch)[lane] =
+            make_float2(step, select(inside, step * x[i], 0.0f));
       }
     }
     __syncwarp();
 
     const float* bf = reinterpret_cast<const float*>(shared + at.bf + (tile & 1) * at.narrow);
     const float* cf = reinterpret_cast<const float*>(shared + at.cf + (tile & 1) * at.narrow);
-#pragma unroll 2
+#pragma unroll
     for (int k0 = 0; k0 < kScanTile; k0 += LANES) {
       float y[LANES];
 #pragma unroll
@@ -165,13 +166,14 @@ __global__ void __launch_bounds__(kScanThreads) selective_scan_kernel(const Scan
     __syncwarp();
 
     float z[kChannels], v[kChannels];
-    if (p.z.data) staged<kChannels, kBytes>(buffer + at.z, index, p.z.type, z);
 #pragma unroll
-    for (int i = 0; i < kChannels; ++i) {
-      v[i] = fmaf(skip[i], x[i], sums[i * kSumPitch + lane]);
-      if (p.z.data) v[i] *= silu(z[i] * zs[i]);
+    for (int i = 0; i < kChannels; ++i) v[i] = fmaf(skip[i], x[i], sums[i * kSumPitch + lane]);
+    if (p.z.data) {
+      staged<kChannels, kBytes>(buffer + at.z, index, p.z.type, z);
+#pragma unroll
+      for (int i = 0; i < kChannels; ++i) v[i] *= silu(z[i] * zs[i]);
     }
-    stage_out<kChannels>(shared + at.out + (tile & 1) * at.out_bytes, index, p.out_type, v, os, ros);
+    stage_out<kChannels>(shared + at.out + (tile & 1) * at.out_bytes, index, p.out_type, v, ros);
   }
   __syncthreads();
   write_tile(tiles - 1);

@@ -217,6 +217,15 @@ __device__ __forceinline__ float log2_approx(float v) {
   return r;
 }
 
+// A selection where the compiler would rather branch around the computation of one side.
+__device__ __forceinline__ float select(bool which, float yes, float no) {
+  float result;
+  asm("{ .reg .pred p; setp.ne.s32 p, %1, 0; selp.f32 %0, %2, %3, p; }"
+      : "=f"(result)
+      : "r"(static_cast<int>(which)), "f"(yes), "f"(no));
+  return result;
+}
+
 __device__ __forceinline__ float silu(float v) { return v * reciprocal_approx(1.0f + exp2_approx(-kLog2E * v)); }
 
 // log(1 + e^v). The power is kept finite: above that, and long before, v itself is the answer and the larger number.
@@ -225,11 +234,7 @@ __device__ __forceinline__ float softplus(float v) {
   const float e = exp2_approx(fminf(v * kLog2E, 126.0f));
   const float logarithm = fmaxf(v, 0.6931471805599453f * log2_approx(1.0f + e));
   const float series = e * fmaf(e, fmaf(e, 0.33333333f, -0.5f), 1.0f);
-  float result;  // a selection, where the compiler would branch
-  asm("{ .reg .pred p; setp.lt.f32 p, %1, 0fC0A00000; selp.f32 %0, %2, %3, p; }"
-      : "=f"(result)
-      : "f"(v), "f"(series), "f"(logarithm));
-  return result;
+  return select(v < -5.0f, series, logarithm);
 }
 
 }  // namespace quamba

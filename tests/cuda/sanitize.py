@@ -1,0 +1,76 @@
+"""Every kernel once or a few times over odd, small shapes, for `compute-sanitizer --tool TOOL python sanitize.py`."""
+
+import torch
+from compare import randint8, randn, scales, sliced
+
+from quamba import ops
+from quamba.ops import OPS
+
+
+def linear() -> None:
+    for m, n, k in (
+        (1, 33, 48),
+        (1, 4100, 160),
+        (3, 200, 112),
+        (16, 48, 2048),
+        (25, 64, 4160),
+        (70, 256, 256),
+        (5, 9, 7),
+    ):
+        x, weight = randint8(m, k), randint8(n, k)
+        residual, bias = randn(m, n, dtype=torch.float16), randn(n)
+        ops.linear(x, scales(m, 1), weight, scales(n), bias, residual, None, torch.float16)
+        ops.linear(x, scales(), weight, scales(n), None, None, scales(n), torch.int8)
+    for m, n, k in ((300, 512, 128), (2048, 640, 128), (513, 2560, 64)):
+        ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, None, scales(), torch.int8)
+
+
+def rows() -> None:
+    for shape in ((3, 7), (5, 768), (2, 1000)):
+        x = randn(*shape, dtype=torch.float16)
+        ops.quantize(x, scales(shape[1]))
+        ops.quantize_per_token(x)
+        ops.rms_norm_quant(x, randn(shape[1]), scales(), 1e-5)
+    for size in (1, 12, 20, 52, 60, 96, 100, 160, 256, 512, 1536, 2048, 5120, 8192):
+        for dtype in (torch.float16, torch.float32):
+            ops.hadamard(randn(3, size, dtype=dtype))
+            ops.hadamard_quant(randn(3, size, dtype=dtype), scales(size))
+    ops.embedding(torch.randint(0, 50, (7,), device="cuda"), randint8(50, 33), scales(50), torch.float16)
+
+
+def conv() -> None:
+    for length, channels, width in ((1, 6, 4), (37, 72, 4), (37, 70, 3), (5, 8, 8)):
+        for x in (randint8(2, length, channels), randn(2, length, channels, dtype=torch.float16)):
+            state = torch.zeros(2, channels, width, dtype=x.dtype, device="cuda")
+            mask = torch.rand(2, length, device="cuda") < 0.5
+            args = (scales(), randn(channels, width), None, randn(channels), scales(channels), torch.int8)
+            ops.causal_conv1d(sliced(x), *args, mask, state)
+            ops.causal_conv1d_step(x[:, 0].contiguous(), *args, state)
+
+
+def scan() -> None:
+    for channels, states, length in (
+        (24, 16, 70),
+        (50, 5, 33),
+        (1536, 16, 40),
+        (5120, 16, 40),
+        (20480, 16, 33),
+        (9, 40, 65),
+    ):
+        wide, narrow = (1, length, channels), (1, length, states)
+        x, dt, z, b, c = randint8(*wide), randint8(*wide), randint8(*wide), randint8(*narrow), randint8(*narrow)
+        state = torch.zeros(1, channels, states, device="cuda")
+        bias, a, d = randn(channels), -torch.rand(channels, states, device="cuda"), randn(channels)
+        args = (scales(), dt, scales(), bias, a, b, scales(), c, scales(states), d, z, scales(), None, torch.float16)
+        ops.selective_scan(x, *args, state)
+        ops.selective_scan(x.half(), *args, None)
+        one = [v[:, 0] if v is dt or v is z or v is b or v is c else v for v in args]
+        ops.selective_scan_step(x[:, 0], *one, state)
+
+
+if __name__ == "__main__":
+    assert ops.cuda.MISSING is None, ops.cuda.MISSING
+    for part in (linear, rows, conv, scan):
+        part()
+        torch.cuda.synchronize()
+    print(f"{len(OPS)} ops")
