@@ -48,6 +48,24 @@ class Text:
         return ids[self.first : self.last]
 
 
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """A line for each recipe; for each calibration and text, the increase of perplexity in percent and the KL."""
+    pairs = list(dict.fromkeys((row["calibration"], row["text"]) for row in rows))
+    lines = [
+        "| recipe | " + " | ".join(f"{calibration} → {text}" for calibration, text in pairs) + " |",
+        "|---" * (len(pairs) + 1) + "|",
+    ]
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        cells = [
+            f"{row['increase_percent']:+.2f} ± {row['standard_error_percent']:.2f} % ({row['kl']:.4f})"
+            for pair in pairs
+            for row in rows
+            if (row["recipe"], row["calibration"], row["text"]) == (recipe, *pair)
+        ]
+        lines.append(f"| `{recipe}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -105,6 +123,7 @@ def main() -> None:
         "transformers": transformers.__version__, "quamba": quamba.__version__, "processor": platform.processor(),
         "command": " ".join(sys.argv),
     }  # fmt: skip
+    print(markdown(rows))
     if args.out:
         Path(args.out).write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
 

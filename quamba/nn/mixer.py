@@ -123,7 +123,7 @@ class Mixer(nn.Module):
         x_seen = t.to_x(x)
         self._see("x", x_seen, mask)
         dbc = F.linear(x_seen if self.folded else x, w["x_proj.weight"])
-        d, B, C = torch.split(dbc, [c.dt_rank, c.d_state, c.d_state], dim=-1)  # type: ignore[no-untyped-call]
+        d, B, C = torch.split(dbc, [c.dt_rank, c.d_state, c.d_state], dim=-1)
         if c.dbc_norm != "none":
             d, B, C = (
                 self._norm(v, w.get(f"{n}_norm.weight"), c.dbc_eps).to(c.dtype)
