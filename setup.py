@@ -148,7 +148,8 @@ def cpu_extension() -> list[Extension]:
             depends=[str(path) for path in sorted(folder.rglob("*.h"))],
             include_dirs=[str(folder), str(folder / "include")],
             define_macros=[("Py_LIMITED_API", "0x030A0000")],
-            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"],
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-g0", "-pthread"],
+            extra_link_args=["-pthread"],
             py_limited_api=True,
             optional=True,
         )
@@ -219,4 +220,6 @@ class BuildOps(build_ext):
 setup(
     ext_modules=cpu_extension() + ([Extension("quamba._cuda", sources=[])] if wanted() else []),
     cmdclass={"build_ext": BuildOps},
+    # Neither library depends on the version of Python.
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -9,6 +9,9 @@ from quamba.ops import checks, native
 from quamba.ops.cache import Derived
 from quamba.ops.cpu.rows import hadamard_layout
 
+# For more, oneDNN's products are faster than the library's where it has no instructions for int8.
+_GENERIC_TOKENS = 4
+
 
 def _plan(
     norm_weight: Tensor,
@@ -157,10 +160,12 @@ _plans = Derived(_plan)
 
 
 def mixer_step_native(hidden: Tensor, *arguments: Any) -> Tensor | None:
-    """See `mixer_step_reference`; None where the library is missing or a state is not contiguous."""
+    """See `mixer_step_reference`; None where the library is missing, slower, or cannot read a state's strides."""
     library = native.library()
     *block, conv_state, ssm_state = arguments
     if library is None or not (conv_state.is_contiguous() and ssm_state.is_contiguous()):
+        return None
+    if hidden.shape[0] > _GENERIC_TOKENS and library.isa() == "generic":
         return None
     packed, (model, inner, size, width), _ = _plans(*block)
     checks.dtype("mixer_step", "hidden", hidden, checks.FLOATS)

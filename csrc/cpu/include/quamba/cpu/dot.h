@@ -126,7 +126,7 @@ static void dot_parallel(const int8_t* weight, int64_t rows, int64_t depth, cons
                          int32_t* out, int64_t threads) {
   constexpr int64_t kProductsPerThread = int64_t{1} << 21;
   const int64_t parts = std::max<int64_t>(1, std::min(threads, rows * depth * tokens / kProductsPerThread));
-  const int64_t share = (rows + parts - 1) / parts;
+  const int64_t share = ((rows + parts - 1) / parts + 3) / 4 * 4;  // whole blocks of four
   parallel(parts, [=](int64_t part) {
     const int64_t begin = std::min(part * share, rows), end = std::min(begin + share, rows);
     if (begin < end) dot(weight, begin, end, depth, x, tokens, out, rows);

@@ -142,8 +142,13 @@ static void mixer_step(const MixerStep& p, const Step& step) {
   }
 
   dot_parallel(p.x_weight, rows, inner, x, batch, sums, step.threads);
-  for (int64_t b = 0; b < batch; ++b)
-    recur(p, xz + b * 2 * inner, x + b * inner, sums + b * rows, step.ssm_state + b * inner * p.d_state, g + b * inner);
+  constexpr int64_t kStatesPerThread = int64_t{1} << 18;
+  const int64_t states = inner * p.d_state;
+  const int64_t parts = std::max<int64_t>(1, std::min({step.threads, batch, batch * states / kStatesPerThread}));
+  parallel(parts, [&](int64_t part) {
+    for (int64_t b = batch * part / parts; b < batch * (part + 1) / parts; ++b)
+      recur(p, xz + b * 2 * inner, x + b * inner, sums + b * rows, step.ssm_state + b * states, g + b * inner);
+  });
 
   dot_parallel(p.out_weight, model, inner, g, batch, sums, step.threads);
   rescale(sums, batch, model, p.g_scale, p.out_weight_scale, p.out_bias, p.residual ? step.hidden : nullptr, step.out);
