@@ -13,6 +13,8 @@ QMIN = -128
 QMAX = 127
 # The smallest alpha: a site that is always zero still needs a positive, normal scale.
 ALPHA_FLOOR = 1e-8
+# Elements of a weight that are quantized at a time.
+_PIECE = 1 << 22
 
 
 def scale_from_alpha(alpha: Tensor) -> Tensor:
@@ -95,13 +97,17 @@ def quantize_weight(weight: Tensor, *, per_channel: bool) -> tuple[Tensor, Tenso
     Returns:
         (int8 weight of the same shape, float32 scales).
     """
-    weight = weight.detach().to(torch.float32)
-    magnitude = weight.abs()
-    if per_channel:
-        scale = scale_from_alpha(magnitude.flatten(1).amax(dim=1))
-        return quantize(weight, scale.reshape(-1, *[1] * (weight.dim() - 1))), scale
-    scale = scale_from_alpha(magnitude.amax())
-    return quantize(weight, scale), scale
+    weight = weight.detach()
+    # In pieces: the float32 copies of an embedding would otherwise be the largest tensors of all.
+    rows = max(1, _PIECE // max(1, weight[0].numel())) if len(weight) else 1
+    pieces = [slice(start, start + rows) for start in range(0, len(weight), rows)]
+    alpha = torch.cat([weight[piece].abs().flatten(1).amax(dim=1) for piece in pieces])
+    scale = scale_from_alpha(alpha if per_channel else alpha.amax())
+    q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for piece in pieces:
+        own = scale[piece].reshape(-1, *[1] * (weight.dim() - 1)) if per_channel else scale
+        q[piece] = quantize(weight[piece], own)
+    return q, scale
 
 
 def sqnr_db(reference: Tensor, approximation: Tensor) -> float:
