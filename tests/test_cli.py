@@ -280,7 +280,10 @@ def test_debug_lets_the_error_through(tmp_path: Path) -> None:
 
 def test_version() -> None:
     result = run("--version")
-    assert (result.exit_code, result.stdout) == (0, f"quamba {quamba.__version__}\n")
+    version, cpu, cuda = result.stdout.splitlines()
+    assert (result.exit_code, version) == (0, f"quamba {quamba.__version__}")
+    assert cpu == f"CPU ops: {quamba.ops.native.description()}"
+    assert cuda.startswith("CUDA ops: ")
 
 
 def test_as_a_process_stdout_is_the_result_and_stderr_is_empty(quantized: Path, text: Path) -> None:

@@ -29,15 +29,19 @@ app.command("inspect")(inspect)
 def _version(wanted: bool) -> None:
     if wanted:
         from quamba import __version__
+        from quamba.ops import cuda, native
 
         typer.echo(f"quamba {__version__}")
+        typer.echo(f"CPU ops: {native.description()}")
+        typer.echo(f"CUDA ops: {'compiled kernels' if cuda.MISSING is None else f'none: {cuda.MISSING}'}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version and how the ops run here.", callback=_version, is_eager=True),
     ] = False,
 ) -> None:
     pass
