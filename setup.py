@@ -1,4 +1,7 @@
-"""Builds the CUDA ops into quamba/_cuda.so, where that is asked for; everything else is in pyproject.toml.
+"""Builds the compiled ops; everything else is in pyproject.toml.
+
+quamba/_cpu, the native CPU ops, needs a C++ compiler alone and is left out where there is none; quamba/_cuda.so, the
+CUDA ops, is built where that is asked for.
 
 Environment (csrc/README.md explains): QUAMBA_BUILD_CUDA = auto | 1 | 0, QUAMBA_CUDA_ARCHS, QUAMBA_BUILD_JOBS.
 """
@@ -133,13 +136,37 @@ def stale(target: Path, command: list[str]) -> bool:
     return any(not Path(source).exists() or Path(source).stat().st_mtime > built for source in sources)
 
 
-class BuildCuda(build_ext):
-    """Compiles the units with nvcc, several at a time, and links them against torch's stable ABI."""
+def cpu_extension() -> list[Extension]:
+    """The native CPU ops: plain C++17 against Python's stable ABI. Without a compiler the torch ones serve."""
+    if sys.platform == "win32":  # the kernels are written in the vector types of GCC and Clang
+        return []
+    folder = Path("csrc") / "cpu"
+    return [
+        Extension(
+            "quamba._cpu",
+            sources=[str(path) for path in sorted(folder.glob("*.cpp"))],
+            depends=[str(path) for path in sorted(folder.rglob("*.h"))],
+            include_dirs=[str(folder), str(folder / "include")],
+            define_macros=[("Py_LIMITED_API", "0x030A0000")],
+            extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"],
+            py_limited_api=True,
+            optional=True,
+        )
+    ]
+
+
+class BuildOps(build_ext):
+    """Compiles quamba/_cuda.so with nvcc, several units at a time, and links it against torch's stable ABI."""
 
     def get_ext_filename(self, fullname: str) -> str:
+        if fullname.rpartition(".")[2] != "_cuda":
+            return str(super().get_ext_filename(fullname))
         return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.name != "quamba._cuda":
+            super().build_extension(ext)
+            return
         import torch
 
         build = Path(self.build_temp).resolve() / "cuda"
@@ -190,6 +217,6 @@ class BuildCuda(build_ext):
 
 
 setup(
-    ext_modules=[Extension("quamba._cuda", sources=[])] if wanted() else [],
-    cmdclass={"build_ext": BuildCuda},
+    ext_modules=cpu_extension() + ([Extension("quamba._cuda", sources=[])] if wanted() else []),
+    cmdclass={"build_ext": BuildOps},
 )

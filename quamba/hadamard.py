@@ -189,3 +189,11 @@ def transform(x: Tensor) -> Tensor:
     left, right = factors(x.shape[-1], dtype=dtype, device=x.device)
     blocks = x.to(dtype).reshape(-1, len(left), len(right))
     return torch.matmul(left, torch.matmul(blocks, right)).reshape(x.shape).to(x.dtype)
+
+
+def inverse(x: Tensor) -> Tensor:
+    """Undo `transform`: x H / sqrt(base * power). Arguments, result and errors as there."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    left, right = factors(x.shape[-1], dtype=dtype, device=x.device)
+    blocks = x.to(dtype).reshape(-1, len(left), len(right))
+    return torch.matmul(left.T, torch.matmul(blocks, right)).reshape(x.shape).to(x.dtype)

@@ -46,7 +46,7 @@ def quantize(x: Tensor, scale: Tensor) -> Tensor:
     Returns:
         int8 of x's shape.
     """
-    return torch.round(x.to(torch.float32) / scale).clamp_(QMIN, QMAX).to(torch.int8)
+    return to_int8_(x.float() / scale)
 
 
 def to_int8_(x: Tensor) -> Tensor:
@@ -59,12 +59,24 @@ def to_int8_(x: Tensor) -> Tensor:
     return x.round_().clamp_(QMIN, QMAX).char()
 
 
-def dequantize(q: Tensor, scale: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return q * scale in `dtype`; with scale None, q itself in `dtype`."""
-    x = q.to(torch.float32)
+def finish_(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """An op's float32 result, which is given up, as what the caller asked for.
+
+    Returns:
+        int8 quantized with `scale`, or, where it is None, x in the float `dtype`.
+    """
     if scale is not None:
-        x = x * scale
-    return x.to(dtype)
+        return to_int8_(x.div_(scale))
+    # Asking first: a conversion that does nothing costs as much as an addition in a decode step.
+    return x if dtype is torch.float32 else x.to(dtype)
+
+
+def dequantize(q: Tensor, scale: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return q * scale in `dtype`, computed in float32 (float64 for float64); with scale None, q itself in `dtype`."""
+    x = q.to(torch.promote_types(q.dtype, torch.float32))
+    if scale is not None:
+        x = x * scale if x is q else x.mul_(scale)
+    return x if dtype is torch.float32 else x.to(dtype)
 
 
 def token_scale(x: Tensor) -> Tensor:

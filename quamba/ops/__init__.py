@@ -5,8 +5,10 @@ B batch, L sequence length, E d_model, D inner width, N state size, K conv width
 
 from quamba.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from quamba.ops.embedding import embedding
+from quamba.ops.hadamard_inverse import hadamard_inverse
 from quamba.ops.hadamard_quant import hadamard, hadamard_quant
 from quamba.ops.linear import linear
+from quamba.ops.mixer_step import mixer_step
 from quamba.ops.quantize import quantize, quantize_per_token
 from quamba.ops.registry import OPS, Op, reference
 from quamba.ops.rms_norm_quant import rms_norm_quant
@@ -21,8 +23,10 @@ __all__ = [
     "causal_conv1d_step",
     "embedding",
     "hadamard",
+    "hadamard_inverse",
     "hadamard_quant",
     "linear",
+    "mixer_step",
     "quantize",
     "quantize_per_token",
     "reference",

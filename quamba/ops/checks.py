@@ -33,6 +33,12 @@ def float32(op: str, name: str, tensor: Tensor) -> None:
         dtype(op, name, tensor, _FLOAT32)
 
 
+def same_dtype(op: str, name: str, tensor: Tensor, other: Tensor) -> None:
+    """Raise DtypeError unless the tensor has the other's dtype."""
+    if tensor.dtype is not other.dtype:
+        dtype(op, name, tensor, frozenset((other.dtype,)))
+
+
 def shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     """Raise SizeError unless the tensor has exactly this shape."""
     if tensor.shape != expected:

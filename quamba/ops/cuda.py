@@ -52,7 +52,7 @@ def load(path: Path = LIBRARY_PATH) -> str | None:
         except OSError as error:
             reason = f"the CUDA kernels could not be loaded ({error})"
     if reason is not None:
-        for name in OPS:
+        for name in (op.name for op in OPS.values() if not op.has_cuda):
             LIBRARY.impl(name, unavailable(name, reason), "CUDA")  # type: ignore[no-untyped-call]
     return reason
 

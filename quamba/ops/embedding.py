@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from quamba.ops import checks
 from quamba.ops.registry import register
+
+_INTEGERS = frozenset((torch.int64, torch.int32))
 
 
 def embedding_reference(ids: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
@@ -23,6 +26,17 @@ def embedding_reference(ids: Tensor, weight: Tensor, weight_scale: Tensor, out_d
     return (rows * scale).to(out_dtype)
 
 
+def embedding_cpu(ids: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
+    checks.dtype("embedding", "ids", ids, _INTEGERS)
+    checks.int8("embedding", "weight", weight)
+    checks.dims("embedding", "weight", weight, 2)
+    checks.scale("embedding", "weight_scale", weight_scale, weight.shape[0])
+    checks.output("embedding", None, out_dtype)
+    rows = torch.embedding(weight, ids).float()
+    scale = weight_scale if weight_scale.dim() == 0 else weight_scale[ids].unsqueeze(-1)
+    return rows.mul_(scale).to(out_dtype)
+
+
 def embedding_fake(ids: Tensor, weight: Tensor, weight_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
     return weight.new_empty((*ids.shape, weight.shape[1]), dtype=out_dtype)
 
@@ -32,5 +46,5 @@ embedding = register(
     "(Tensor ids, Tensor weight, Tensor weight_scale, ScalarType out_dtype) -> Tensor",
     reference=embedding_reference,
     fake=embedding_fake,
-    cpu=embedding_reference,
+    cpu=embedding_cpu,
 )

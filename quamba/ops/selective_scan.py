@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from quamba import numerics
-from quamba.ops.registry import register
+from quamba.ops.cpu.selective_scan import selective_scan_cpu, selective_scan_step_cpu
+from quamba.ops.registry import float64_in, register
 
 
 def selective_scan_reference(
@@ -26,7 +27,7 @@ def selective_scan_reference(
     out_dtype: torch.dtype,
     state: Tensor | None,
 ) -> Tensor:
-    """The selective scan (Gu and Dao 2023, algorithm 2), gated, in float32.
+    """The selective scan (Gu and Dao 2023, algorithm 2), gated, in float32 (float64 for float64 x).
 
     With dt_t = softplus(dt_t + dt_bias): s_t = exp(dt_t A) s_(t-1) + dt_t B_t x_t, y_t = C_t s_t + D x_t, and
     the result is y_t * SiLU(z_t). Each of x, dt, B, C, z is int8 with its scale, or float; a scale that is given
@@ -45,19 +46,21 @@ def selective_scan_reference(
     Returns:
         (B, L, D) of out_dtype.
     """
+    wide = torch.promote_types(x.dtype, torch.float32)
     x, dt, B, C = (
-        numerics.dequantize(value, scale) for value, scale in ((x, x_scale), (dt, dt_scale), (B, B_scale), (C, C_scale))
+        numerics.dequantize(value, scale, wide)
+        for value, scale in ((x, x_scale), (dt, dt_scale), (B, B_scale), (C, C_scale))
     )
-    dt = F.softplus(dt + dt_bias.to(torch.float32))
+    dt = F.softplus(dt + dt_bias.to(wide))
     s = x.new_zeros(x.shape[0], *A.shape) if state is None else state.clone()
     rows = []
     for t in range(x.shape[1]):
         s = torch.exp(dt[:, t, :, None] * A) * s + (dt[:, t] * x[:, t])[..., None] * B[:, t, None, :]
         rows.append(torch.einsum("bdn,bn->bd", s, C[:, t]))
     y = torch.stack(rows, dim=1) if rows else torch.zeros_like(x)
-    y = y + D.to(torch.float32) * x
+    y = y + D.to(wide) * x
     if z is not None:
-        y = y * F.silu(numerics.dequantize(z, z_scale))
+        y = y * F.silu(numerics.dequantize(z, z_scale, wide))
     if state is not None:
         state.copy_(s)
     return y.to(out_dtype) if out_scale is None else numerics.quantize(y, out_scale)
@@ -132,12 +135,12 @@ selective_scan = register(
     _COMMON + " Tensor(a!)? state) -> Tensor",
     reference=selective_scan_reference,
     fake=selective_scan_fake,
-    cpu=selective_scan_reference,
+    cpu=float64_in(selective_scan_reference, selective_scan_cpu),
 )
 selective_scan_step = register(
     "selective_scan_step",
     _COMMON + " Tensor(a!) state) -> Tensor",
     reference=selective_scan_step_reference,
     fake=selective_scan_fake,
-    cpu=selective_scan_step_reference,
+    cpu=float64_in(selective_scan_step_reference, selective_scan_step_cpu),
 )

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from compare import FLOATS, check, randint8, randn, scales, sliced, strided
 
 from quamba.ops import causal_conv1d, causal_conv1d_step
+from tests.cuda.compare import FLOATS, check, randint8, randn, scales, sliced, strided
 
 
 def arguments(dtype, batch=2, length=37, channels=72, width=4, weight=torch.int8, per_channel=True):

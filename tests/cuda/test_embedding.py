@@ -1,8 +1,8 @@
 import pytest
 import torch
-from compare import FLOATS, check, randint8, scales
 
 from quamba.ops import embedding
+from tests.cuda.compare import FLOATS, check, randint8, scales
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from compare import FLOATS, check, randn, scales, sliced, strided
 
 from quamba.ops import hadamard, hadamard_quant
+from tests.cuda.compare import FLOATS, check, randn, scales, sliced, strided
 
 SIZES = [1, 2, 3, 4, 7, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 52, 60, 64, 96, 100, 160, 520, 1536, 2048, 3072, 3584]
 SIZES += [4096, 4608, 5120, 5376, 6720, 8192, 8960, 14336, 16384]

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from compare import FLOATS, check, randint8, randn, scales, sliced, strided
 
 from quamba.ops import linear
+from tests.cuda.compare import FLOATS, check, randint8, randn, scales, sliced, strided
 
 # One row changes one thing of the base case: M, N, K.
 SHAPES = [

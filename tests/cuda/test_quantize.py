@@ -1,8 +1,8 @@
 import pytest
 import torch
-from compare import FLOATS, check, randn, scales, sliced, strided
 
 from quamba.ops import quantize, quantize_per_token
+from tests.cuda.compare import FLOATS, check, randn, scales, sliced, strided
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

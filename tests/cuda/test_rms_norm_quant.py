@@ -1,8 +1,8 @@
 import pytest
 import torch
-from compare import FLOATS, check, randn, scales, sliced, strided
 
 from quamba.ops import rms_norm_quant
+from tests.cuda.compare import FLOATS, check, randn, scales, sliced, strided
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

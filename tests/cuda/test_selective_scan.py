@@ -1,8 +1,8 @@
 import pytest
 import torch
-from compare import FLOATS, check, randint8, randn, scales, sliced, strided
 
 from quamba.ops import selective_scan, selective_scan_step
+from tests.cuda.compare import FLOATS, check, randint8, randn, scales, sliced, strided
 
 NAMES = ("x", "x_scale", "dt", "dt_scale", "dt_bias", "A", "B", "B_scale", "C", "C_scale", "D", "z", "z_scale")
 

@@ -6,20 +6,25 @@ one row, weights of eight layers in turn): 16 x 512 float32 3, integer 9, oneDNN
 """
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from quamba import numerics
-from quamba.ops import checks
+from quamba.ops import checks, native
 from quamba.ops.cache import Derived
+from quamba.ops.cpu.rows import linear_native
 
+# Up to so many rows the native library is the fastest.
+_NATIVE_ROWS = 8
 # An int8 product is at most 2^14, so up to 2^10 of them sum exactly in the 24 bits of a float32.
 _FLOAT_DEPTH = 1 << 10
 _FLOAT_WEIGHT = 1 << 16
 _FLOAT_PRODUCTS = 1 << 17
 _INTEGER_WEIGHT = 1 << 20
 _INTEGER_PRODUCTS = 1 << 22
+_INTEGER_RESULTS = 1 << 14
 _ONEDNN_OUTPUTS = (torch.int8, torch.float32, torch.bfloat16)
 
 
@@ -64,47 +69,50 @@ def onednn_is_exact() -> bool:
         return torch.equal(exact, expected.float()) and torch.equal(small, rounded)
 
 
-# Both keep a copy, never the weight itself.
 _packed = Derived(_pack)
-_floats = Derived(lambda weight: weight.t().to(torch.float32, memory_format=torch.contiguous_format))
 
 
-def _fold(
+class _Plan(NamedTuple):
+    """What is derived from the parameters: the result is sum * scale + offset, in units of any out_scale."""
+
+    scale: Tensor  # float32 (N,)
+    offset: Tensor | None  # float32 (N,)
+    floats: Tensor | None  # weight^T, float32 (K, N), where it is small
+    size: int
+    depth: int
+
+
+def _prepare(
     weight: Tensor, x_scale: Tensor | None, weight_scale: Tensor, bias: Tensor | None, out_scale: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """(scale, offset), float32 (N,): the result is sum * scale + offset, in units of out_scale if there is one."""
-    size = weight.shape[0]
+) -> _Plan:
     checks.int8("linear", "weight", weight)
+    checks.dims("linear", "weight", weight, 2)
+    size, depth = weight.shape
     checks.scale("linear", "weight_scale", weight_scale, size)
     checks.scale("linear", "out_scale", out_scale, size)
     checks.vector("linear", "bias", bias, size)
     scale = weight_scale if x_scale is None else x_scale * weight_scale
-    offset = None if bias is None else bias.to(torch.float32)
+    offset = None if bias is None else bias.to(torch.float32, copy=True)
     if out_scale is not None:
         scale = scale / out_scale
         offset = None if offset is None else offset / out_scale
-    return scale.expand(size).clone(), None if offset is None else offset.clone()
+    floats = None
+    if weight.numel() <= _FLOAT_WEIGHT and depth <= _FLOAT_DEPTH:
+        # A product with one row is fastest along the longer side.
+        floats = weight.float().t() if depth >= size else weight.t().float().contiguous()
+    return _Plan(scale.expand(size).clone(), offset, floats, size, depth)
 
 
-_folded = Derived(_fold)
+_plan = Derived(_prepare)
 
 
-def _onednn_pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether x (M, K) weight^T is large enough for oneDNN; an inference tensor would be packed at every call."""
-    elements = weight.numel()
-    large = elements > _INTEGER_WEIGHT or len(x) * elements > _INTEGER_PRODUCTS
-    return large and elements > 0 and len(x) > 0 and not weight.is_inference() and onednn_is_exact()
+def _onednn_pays(products: int, results: int, weight: Tensor) -> bool:
+    """Whether M K N products or M N results are enough for oneDNN, whose epilogue is fused.
 
-
-def _scaled_sums(x: Tensor, weight: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
-    """x (M, K) int8 -> sums * scale + offset, float32 (M, N); for few rows, or where oneDNN cannot serve."""
-    elements = weight.numel()
-    products = len(x) * elements
-    if products <= _FLOAT_PRODUCTS and elements <= _FLOAT_WEIGHT and weight.shape[1] <= _FLOAT_DEPTH:
-        sums = torch.mm(x.float(), _floats(weight))
-    else:
-        sums = torch._int_mm(x, weight.t()).float()
-    return sums.mul_(scale) if offset is None else torch.addcmul(offset, sums, scale)
+    An inference tensor would be packed at every call.
+    """
+    large = products > _INTEGER_PRODUCTS or results > _INTEGER_RESULTS or weight.numel() > _INTEGER_WEIGHT
+    return large and products > 0 and not weight.is_inference() and onednn_is_exact()
 
 
 def linear_cpu(
@@ -119,35 +127,53 @@ def linear_cpu(
 ) -> Tensor:
     """See `linear_reference`. Packed weights and folded scales are kept until their tensors change."""
     checks.int8("linear", "x", x)
-    checks.output("linear", out_scale, out_dtype)
     checks.float32("linear", "x_scale", x_scale)
-    shape = x.shape
-    size, depth = weight.shape
-    if shape[-1] != depth:
-        checks.shape("linear", "x", x, (*shape[:-1], depth))
-    if residual is not None:
-        checks.shape("linear", "residual", residual, (*shape[:-1], size))
+    checks.output("linear", out_scale, out_dtype)
     per_token = x_scale.dim() > 0
-    if per_token:
-        checks.shape("linear", "x_scale", x_scale, (*shape[:-1], 1))
     # A residual is in units of the float result, so the division by out_scale has to come after it.
     folded_out_scale = out_scale if residual is None else None
-    scale, offset = _folded(weight, None if per_token else x_scale, weight_scale, bias, folded_out_scale)
+    scale, offset, floats, size, depth = _plan(
+        weight, None if per_token else x_scale, weight_scale, bias, folded_out_scale
+    )
+    shape = x.shape
+    leading = shape[:-1]
+    if shape[-1] != depth:
+        checks.shape("linear", "x", x, (*leading, depth))
+    if residual is not None:
+        checks.shape("linear", "residual", residual, (*leading, size))
+    if per_token:
+        checks.shape("linear", "x_scale", x_scale, (*leading, 1))
+    rows = x if len(shape) == 2 else x.reshape(leading.numel(), depth)
+    results = len(rows) * size
+    products = results * depth
+    if (
+        0 < len(rows) <= _NATIVE_ROWS
+        and native.available()
+        and not per_token
+        and (residual is None or out_scale is None)
+    ):
+        return linear_native(rows, x_scale, weight, weight_scale, bias, residual, out_scale, out_dtype).view(
+            *leading, size
+        )
     inner = None if per_token else offset
-    rows = x if x.dim() == 2 else x.reshape(-1, depth)
-    if _onednn_pays(rows, weight):
+    scaled = fused = False
+    if floats is not None and products <= _FLOAT_PRODUCTS:
+        out = torch.mm(rows.float(), floats)
+    elif _onednn_pays(products, results, weight):
         fused = not per_token and residual is None and out_dtype in _ONEDNN_OUTPUTS
         out = _onednn(rows, _packed(weight), scale, inner, out_dtype if fused else torch.float32)
+        scaled = True
     else:
-        fused = False
-        out = _scaled_sums(rows, weight, scale, inner)
-    out = out if x.dim() == 2 else out.view(*shape[:-1], size)
+        out = torch._int_mm(rows, weight.t())
+    if not scaled:
+        # int32 * float32 is float32, in one call.
+        out = out * scale if inner is None else torch.addcmul(inner, out.float(), scale)
+    out = out if len(shape) == 2 else out.view(*leading, size)
     if fused:
         return out
     if per_token:
         out = out.mul_(x_scale)
         out = out if offset is None else out.add_(offset)
     if residual is not None:
-        out = out.add_(residual)
-        return out.to(out_dtype) if out_scale is None else numerics.quantize(out, out_scale)
-    return out.to(out_dtype) if out_scale is None else numerics.to_int8_(out)
+        return numerics.finish_(out.add_(residual), out_scale, out_dtype)
+    return numerics.to_int8_(out) if out_scale is not None else numerics.finish_(out, None, out_dtype)

@@ -1,4 +1,4 @@
-"""Times single CUDA ops against their floor: `python benchmarks/kernels.py [--only REGEX] [--json FILE]`.
+"""Times single CUDA ops against their floor: `python benchmarks/ops_cuda.py [--only REGEX] [--json FILE]`.
 
 Each case is captured in a CUDA graph that walks over enough copies of its inputs to leave the L2 cache, and replayed;
 the figure is the median over the replays, per call. The floor is the larger of bytes (each input read once, each

@@ -1,0 +1,209 @@
+"""Calibration: run the float model over the data and keep what the observers need, site by site."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from quamba import numerics
+from quamba.data import Batch
+from quamba.errors import CalibrationError
+from quamba.models.adapter import Adapter
+from quamba.nn.mixer import Mixer
+from quamba.observers import Observer, make_observer
+from quamba.progress import track
+from quamba.quantization import SiteStatistics
+from quamba.recipe import QuantSpec, Recipe
+from quamba.transforms import Transforms, smoothing_divisor
+
+Plan = Mapping[str, QuantSpec]
+
+
+@dataclass
+class Statistics:
+    """What was observed, by address. Statistics of shards of the data merge into those of the whole."""
+
+    observers: dict[str, Observer] = field(default_factory=dict)
+
+    def update(self, address: str, spec: QuantSpec, values: Tensor) -> None:
+        """Add values (T, D) of one site, padding removed."""
+        if address not in self.observers:
+            self.observers[address] = make_observer(spec)
+        try:
+            self.observers[address].update(values)
+        except CalibrationError as error:
+            raise CalibrationError(f"{address}: {error}") from error
+
+    def merge(self, other: "Statistics") -> None:
+        """Take in the statistics of another shard, observed with the same plan."""
+        for address, observer in other.observers.items():
+            if address in self.observers:
+                self.observers[address].merge(observer)
+            else:
+                self.observers[address] = observer
+
+    def alpha(self, address: str) -> Tensor:
+        """The clipping magnitude of one address. Raises CalibrationError where nothing was observed."""
+        if address not in self.observers:
+            raise CalibrationError(
+                f"found no statistic for {address}; expected calibration data with at least one token: pass calib_data"
+            )
+        return self.observers[address].alpha()
+
+
+def static_plan(recipe: Recipe, layers: Iterable[int]) -> dict[str, QuantSpec]:
+    """The activation addresses whose scales calibration has to find."""
+    plan = {}
+    for layer in layers:
+        for site, spec in recipe.block(layer).activations.items():
+            if spec is not None and spec.granularity != "token":
+                plan[f"layers.{layer}.{site}"] = spec
+    head = recipe.spec("head.input")
+    if recipe.spec("head.weight") is not None and head is not None and head.granularity != "token":
+        plan["head.input"] = head
+    return plan
+
+
+def smoothing_plan(recipe: Recipe, layers: Iterable[int]) -> dict[str, QuantSpec]:
+    """The addresses whose channels the recipe's smoothing steps need to know."""
+    sites = {"smooth_input": "u", "smooth_output": "g"}
+    return {
+        f"layers.{layer}.{sites[step.name]}": QuantSpec("channel")
+        for layer in layers
+        for step in recipe.block(layer).steps
+        if step.name in sites
+    }
+
+
+@torch.no_grad()
+def collect(
+    *,
+    model: nn.Module,
+    adapter: Adapter,
+    mixers: Mapping[int, Mixer],
+    plan: Plan,
+    batches: Iterable[Batch],
+    description: str = "calibrating",
+    total: int | None = None,
+    show: bool | None = None,
+) -> Statistics:
+    """Run the model over the batches and observe the planned addresses.
+
+    Args:
+        model: with our float mixers installed.
+        adapter: the model's.
+        mixers: the installed mixers by layer; each observes in the coordinates of its `transforms`.
+        plan: address -> spec.
+        batches: calibration data.
+        description, total, show: of the progress bar.
+
+    Raises:
+        CalibrationError: a site produced NaN or infinite values; the message names its address.
+    """
+    statistics = Statistics()
+
+    def watch(layer: int, mixer: Mixer) -> None:
+        def observer(site: str, value: Tensor, mask: Tensor | None) -> None:
+            spec = plan.get(f"layers.{layer}.{site}")
+            if spec is not None:
+                statistics.update(f"layers.{layer}.{site}", spec, _tokens(value, mask))
+
+        mixer.observer = observer
+
+    try:
+        for layer, mixer in mixers.items():
+            watch(layer, mixer)
+        for batch in track(batches, description, total=total, show=show):
+            hidden = adapter.run_backbone(model, batch.input_ids, batch.mask)
+            if "head.input" in plan:
+                statistics.update("head.input", plan["head.input"], _tokens(hidden, batch.mask))
+    finally:
+        for mixer in mixers.values():
+            mixer.observer = None
+    return statistics
+
+
+def _tokens(value: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, L, D) -> (T, D): the tokens that are not padding."""
+    return value.flatten(0, 1) if mask is None else value[mask.to(torch.bool)]
+
+
+@torch.no_grad()
+def find_transforms(recipe: Recipe, mixers: Mapping[int, Mixer], statistics: Statistics) -> dict[int, Transforms]:
+    """The coordinates of every block, from the recipe's steps and the channels' magnitudes."""
+    found = {}
+    for layer, mixer in mixers.items():
+        format = recipe.block(layer)
+        tensors = mixer.tensors()
+        divisors: dict[str, Tensor | None] = {"u": None, "g": None}
+        for site, step_name, weight in (("u", "smooth_input", "in_proj"), ("g", "smooth_output", "out_proj")):
+            step = format.step(step_name)
+            if step is not None and step.alpha is not None:
+                columns = tensors[f"{weight}.weight"].abs().amax(dim=0)
+                divisor = smoothing_divisor(statistics.alpha(f"layers.{layer}.{site}"), columns, step.alpha)
+                divisors[site] = _storable(divisor, tensors["norm.weight"] if site == "u" else None, mixer.config.dtype)
+        found[layer] = Transforms(
+            u_divisor=divisors["u"],
+            rotate_u=any(step.name == "rotate_residual" for step in recipe.steps),
+            rotate_x=format.step("rotate_x") is not None,
+            g_divisor=divisors["g"],
+            rotate_g=format.step("rotate_output") is not None,
+        )
+    return found
+
+
+def _storable(divisor: Tensor, gamma: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The nearest divisor for which what is stored in the model's dtype is exact: itself, or gamma / divisor."""
+    if gamma is None:
+        return divisor.to(dtype).to(torch.float32)
+    gamma = gamma.to(torch.float32)
+    stored = (gamma / divisor).to(dtype).to(torch.float32)
+    return torch.where(stored == 0, torch.ones_like(divisor), gamma / stored)
+
+
+@torch.no_grad()
+def measure_sites(
+    *,
+    model: nn.Module,
+    adapter: Adapter,
+    mixers: Mapping[int, Mixer],
+    alphas: Mapping[str, Tensor],
+    batches: Iterable[Batch],
+) -> dict[str, SiteStatistics]:
+    """What the chosen scales do to each site's values: share clipped, and SQNR, over the given batches."""
+    sums: dict[str, list[float]] = {address: [0.0, 0.0, 0.0, 0.0] for address in alphas}
+
+    def measure(address: str, value: Tensor) -> None:
+        if address not in alphas:
+            return
+        value = value.to(torch.float32)
+        alpha = alphas[address].to(value.device)
+        scale = numerics.scale_from_alpha(alpha)
+        error = numerics.dequantize(numerics.quantize(value, scale), scale) - value
+        total = sums[address]
+        total[0] += float((value.abs() > alpha).sum())
+        total[1] += value.numel()
+        total[2] += float(value.square().sum(dtype=torch.float64))
+        total[3] += float(error.square().sum(dtype=torch.float64))
+
+    def watch(layer: int, mixer: Mixer) -> None:
+        mixer.observer = lambda site, value, mask: measure(f"layers.{layer}.{site}", _tokens(value, mask))
+
+    try:
+        for layer, mixer in mixers.items():
+            watch(layer, mixer)
+        for batch in batches:
+            measure("head.input", _tokens(adapter.run_backbone(model, batch.input_ids, batch.mask), batch.mask))
+    finally:
+        for mixer in mixers.values():
+            mixer.observer = None
+    tiny = torch.finfo(torch.float64).tiny
+    return {
+        address: SiteStatistics(
+            alpha=float(alphas[address].max()),
+            clipped=clipped / max(count, 1.0),
+            sqnr_db=float(10 * torch.log10(torch.tensor(max(signal, tiny) / max(noise, tiny), dtype=torch.float64))),
+        )
+        for address, (clipped, count, signal, noise) in sums.items()
+    }

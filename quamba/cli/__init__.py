@@ -1,0 +1,48 @@
+"""The command `quamba`: quantize, evaluate, run and inspect a model from a shell.
+
+Results go to stdout, everything else to stderr. Exit codes: 0; 2 for wrong usage; 1 for a failure, with a one-line
+reason.
+"""
+
+from typing import Annotated
+
+import typer
+
+from quamba.cli.evaluate import evaluate
+from quamba.cli.generate import generate
+from quamba.cli.inspect import inspect
+from quamba.cli.quantize import quantize
+
+app = typer.Typer(
+    name="quamba",
+    help="Post-training INT8 quantization of Mamba, Falcon-Mamba and Jamba language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("quantize")(quantize)
+app.command("eval")(evaluate)
+app.command("generate")(generate)
+app.command("inspect")(inspect)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from quamba import __version__
+
+        typer.echo(f"quamba {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

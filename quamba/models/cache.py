@@ -1,0 +1,59 @@
+"""Our recurrent state inside transformers' caches (transformers 5.17 to 5.23 keep the same layer fields)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quamba.errors import UnsupportedModelError
+from quamba.models.adapter import AnyMixer
+from quamba.nn.config import MixerState
+
+
+def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerState | None:
+    """The state of one layer in a transformers cache, made on first use; None without a cache.
+
+    Args:
+        cache: a transformers Cache whose layers hold linear-attention states, or None.
+        layer: the layer's number.
+        mixer: says the dtypes of the state.
+        hidden: (B, L, E), for the batch size and the device.
+
+    Raises:
+        UnsupportedModelError: the cache has no such states, or is asked to record the past (assisted decoding).
+    """
+    if cache is None:
+        return None
+    entries = getattr(cache, "layers", ())
+    entry: Any = entries[layer] if layer < len(entries) else None
+    if not hasattr(entry, "conv_states"):
+        found = type(cache).__name__ if entry is None else f"a cache layer of type {type(entry).__name__}"
+        raise UnsupportedModelError(
+            f"found {found} for Mamba layer {layer}; expected a layer with conv_states and recurrent_states "
+            "(DynamicCache(config=model.config))"
+        )
+    if entry.record_past:
+        raise UnsupportedModelError(
+            "found a cache that records past states (assisted decoding); expected a plain cache: "
+            "a quantized state cannot be rolled back"
+        )
+    if not entry.is_conv_states_initialized[0]:
+        fresh = mixer.new_state(hidden.shape[0], hidden.device)
+        entry.lazy_initialization(conv_states=fresh.conv)
+        entry.lazy_initialization(recurrent_states=fresh.ssm)
+    entry.has_previous_state[0] = True
+    return MixerState(conv=entry.conv_states[0], ssm=entry.recurrent_states[0])
+
+
+def padding_mask(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """The part of a (B, >= L) attention mask that covers these L tokens; None where it masks nothing to come."""
+    if mask is None or mask.dim() != 2:
+        return None
+    return mask[:, -hidden.shape[1] :] if mask.shape[1] != hidden.shape[1] else mask
+
+
+def drop_ties(model: torch.nn.Module) -> None:
+    """Tell transformers that no parameters are tied any more: a tied head reads the embedding's table itself."""
+    attributes: Any = model
+    attributes._tied_weights_keys = {}
+    attributes.all_tied_weights_keys = {}

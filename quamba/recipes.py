@@ -1,0 +1,67 @@
+"""The named recipes (design, sections 1.4 and 1.5). A new recipe of existing steps is one entry in RECIPES."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from quamba.errors import RecipeError
+from quamba.recipe import BLOCK_ACTIVATIONS, BLOCK_WEIGHTS, QuantSpec, Recipe, Step
+
+_TENSOR = QuantSpec("tensor")
+_CHANNEL = QuantSpec("channel")
+_TOKEN = QuantSpec("token")
+_ACTIVATIONS = dict.fromkeys((*BLOCK_ACTIVATIONS, "head.input"), _TENSOR)
+_WEIGHTS = dict.fromkeys((*BLOCK_WEIGHTS, "head.weight", "embedding"), _CHANNEL)
+# Small errors of x are carried along by the recurrence, so its rare large values are clipped (paper, section 4.2).
+_CLIPPED = QuantSpec("tensor", "percentile", 0.99999)
+_ROTATE = (Step("rotate_output"),)
+
+
+def _recipe(name: str, steps: tuple[Step, ...] = (), **activations: QuantSpec | None) -> Recipe:
+    return Recipe(name=name, activations={**_ACTIVATIONS, **activations}, weights=_WEIGHTS, steps=steps)
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        recipe.name: recipe
+        for recipe in (
+            Recipe(
+                name="float",
+                activations=dict.fromkeys(_ACTIVATIONS),
+                weights=dict.fromkeys(_WEIGHTS),
+            ),
+            _recipe("naive"),
+            _recipe("clip", x=_CLIPPED),
+            _recipe("hadamard", _ROTATE),
+            _recipe("quamba", _ROTATE, x=_CLIPPED),
+            _recipe("quamba-o", _ROTATE, x=QuantSpec("tensor", "octav")),
+            _recipe(
+                "quamba-c",
+                (Step("smooth_input", 0.5), Step("smooth_output", 0.5), *_ROTATE),
+                x0=_CHANNEL,
+                z=_CHANNEL,
+                x=_CHANNEL,
+                dt=_CHANNEL,
+                g=QuantSpec("tensor", "percentile", 0.9999),
+            ),
+            _recipe("smoothquant", (Step("smooth_input", 0.5), Step("smooth_output", 0.5))),
+            _recipe("mamba-had", (Step("rotate_residual"), Step("rotate_x"), *_ROTATE)),
+            _recipe(
+                "dynamic",
+                _ROTATE,
+                **{"u": _TOKEN, "x": _TOKEN, "d": _TOKEN, "g": _TOKEN, "head.input": _TOKEN},
+                **dict.fromkeys(("x0", "z", "dt", "B", "C")),
+            ),
+        )
+    }
+)
+# A third of the plain method's error at the same cost (docs/recipes.md has the figures).
+DEFAULT_RECIPE = "quamba-c"
+
+
+def get_recipe(recipe: str | Recipe) -> Recipe:
+    """A recipe by its name, or the recipe itself. Raises RecipeError for a name that does not exist."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if recipe not in RECIPES:
+        raise RecipeError(f"found recipe {recipe!r}; expected a Recipe or one of {sorted(RECIPES)}")
+    return RECIPES[recipe]

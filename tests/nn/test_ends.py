@@ -1,0 +1,104 @@
+"""Embedding and head in int8, tied and untied."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from quamba.nn.ends import QuantizedEmbedding, QuantizedHead
+from quamba.recipe import QuantSpec
+
+ROWS, WIDTH = 19, 10
+CHANNEL, TENSOR, TOKEN = QuantSpec("channel"), QuantSpec("tensor"), QuantSpec("token")
+
+
+def make_table() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(ROWS, WIDTH, generator=generator) * torch.linspace(0.1, 4.0, ROWS)[:, None]
+
+
+def make_embedding(spec: QuantSpec = CHANNEL, dtype: torch.dtype = torch.float32) -> QuantizedEmbedding:
+    embedding = QuantizedEmbedding(rows=ROWS, width=WIDTH, spec=spec, dtype=dtype)
+    embedding.fill(make_table())
+    return embedding
+
+
+def make_head(
+    *, spec: QuantSpec = CHANNEL, input_spec: QuantSpec | None, bias: bool, tied: QuantizedEmbedding | None = None
+) -> QuantizedHead:
+    head = QuantizedHead(
+        rows=ROWS, width=WIDTH, bias=bias, spec=spec, input_spec=input_spec, dtype=torch.float32, tied=tied
+    )
+    head.fill(
+        None if tied is not None else make_table(),
+        bias=torch.linspace(-1, 1, ROWS) if bias else None,
+        input_scale=torch.tensor(0.03) if input_spec == TENSOR else None,
+    )
+    return head
+
+
+@pytest.mark.parametrize("spec", [CHANNEL, TENSOR])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embedding_is_within_half_a_step_of_the_row(spec: QuantSpec, dtype: torch.dtype) -> None:
+    embedding, table = make_embedding(spec, dtype), make_table()
+    ids = torch.tensor([[0, 5, 18], [5, 5, 1]])
+    found = embedding(ids)
+    assert found.shape == (2, 3, WIDTH)
+    assert found.dtype == dtype
+    step = table.abs().amax(dim=1) / 127 if spec == CHANNEL else (table.abs().amax() / 127).expand(ROWS)
+    slack = 0.501 * step[ids][..., None] + (0.004 * table[ids].abs() if dtype == torch.bfloat16 else 0)
+    assert bool(((found.float() - table[ids]).abs() <= slack).all())
+
+
+@pytest.mark.parametrize("input_spec", [TENSOR, TOKEN, None])
+@pytest.mark.parametrize("spec", [CHANNEL, TENSOR])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_head(input_spec: QuantSpec | None, spec: QuantSpec, bias: bool, dtype: torch.dtype) -> None:
+    head = make_head(spec=spec, input_spec=input_spec, bias=bias)
+    hidden = torch.randn(2, 3, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x = hidden.double()
+    if input_spec is not None:
+        step = 0.03 if input_spec == TENSOR else hidden.float().abs().amax(-1, keepdim=True).double() / 127
+        x = (x / step).round().clamp(-128, 127) * step
+    scale = head.weight_scale.double()
+    expected = x @ (head.qweight.double() * (scale[:, None] if scale.dim() else scale)).T
+    expected = expected + head.bias.double() if head.bias is not None else expected
+    found = head(hidden)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("input_spec", [TENSOR, TOKEN, None])
+def test_a_tied_head_reads_the_embeddings_table(input_spec: QuantSpec | None) -> None:
+    embedding = make_embedding()
+    tied = make_head(input_spec=input_spec, bias=True, tied=embedding)
+    untied = make_head(input_spec=input_spec, bias=True)
+    hidden = torch.randn(2, WIDTH)
+    assert torch.equal(tied(hidden), untied(hidden))
+    assert tied.table is embedding
+    assert untied.table is untied
+    assert not {"qweight", "weight_scale"} & set(tied.state_dict())
+    assert list(tied.children()) == []
+    model = torch.nn.ModuleDict({"embedding": embedding, "head": tied})
+    assert sum(name.endswith("qweight") for name in model.state_dict()) == 1
+    embedding.fill(2 * make_table())
+    torch.testing.assert_close(tied(hidden) - tied.bias, 2 * (untied(hidden) - untied.bias))
+
+
+def test_weight_tells_shape_and_dtype_without_data() -> None:
+    embedding = make_embedding(dtype=torch.bfloat16)
+    tied = make_head(input_spec=TENSOR, bias=False, tied=embedding)
+    for module in (embedding, tied):
+        assert module.weight.is_meta
+        assert module.weight.shape == (ROWS, WIDTH)
+    assert embedding.weight.dtype == torch.bfloat16
+    assert (embedding.num_embeddings, embedding.embedding_dim) == (ROWS, WIDTH)
+
+
+def test_empty_ends_are_filled_by_name() -> None:
+    full = make_head(input_spec=TENSOR, bias=True)
+    empty = QuantizedHead(rows=ROWS, width=WIDTH, bias=True, spec=CHANNEL, input_spec=TENSOR, dtype=torch.float32)
+    assert all(buffer.is_meta for buffer in empty.buffers())
+    empty.load_state_dict(full.state_dict(), assign=True)
+    hidden = torch.randn(5, WIDTH)
+    assert torch.equal(empty(hidden), full(hidden))

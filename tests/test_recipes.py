@@ -1,0 +1,70 @@
+"""The named recipes: what design promises of each."""
+
+import pytest
+
+from quamba.errors import RecipeError
+from quamba.recipe import BLOCK_ACTIVATIONS, MODEL_ADDRESSES, QuantSpec, Recipe, Step
+from quamba.recipes import DEFAULT_RECIPE, RECIPES, get_recipe
+
+NAMES = ["float", "naive", "clip", "hadamard", "quamba", "quamba-o", "quamba-c", "smoothquant", "mamba-had", "dynamic"]
+ROTATE = Step("rotate_output")
+
+
+def test_every_promised_recipe_is_there_under_its_name() -> None:
+    assert set(NAMES) <= set(RECIPES)
+    assert all(recipe.name == name for name, recipe in RECIPES.items())
+    assert DEFAULT_RECIPE in RECIPES
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_json_and_holds_for_any_layer(name: str) -> None:
+    recipe = RECIPES[name]
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    recipe.check([0, 1])
+    assert recipe.block(0).activations.keys() == set(BLOCK_ACTIVATIONS)
+    assert recipe.block(0) == recipe.block(63)
+
+
+@pytest.mark.parametrize("name", set(NAMES) - {"float"})
+def test_weights_are_int8_per_channel(name: str) -> None:
+    assert set(RECIPES[name].weights.values()) == {QuantSpec("channel")}
+
+
+def test_float_quantizes_nothing() -> None:
+    recipe = RECIPES["float"]
+    assert recipe.block(5).is_float
+    assert all(recipe.spec(address) is None for address in MODEL_ADDRESSES)
+
+
+@pytest.mark.parametrize("name", ["naive", "clip", "hadamard", "quamba", "quamba-o", "smoothquant", "mamba-had"])
+def test_scales_per_tensor(name: str) -> None:
+    assert {spec.granularity for spec in RECIPES[name].activations.values() if spec} == {"tensor"}
+
+
+def test_what_tells_the_recipes_apart() -> None:
+    clipped = RECIPES["clip"].activations["x"]
+    assert clipped is not None
+    assert clipped.observer == "percentile"
+    assert RECIPES["quamba"].activations["x"] == clipped
+    assert RECIPES["quamba-o"].activations["x"] == QuantSpec("tensor", "octav")
+    assert RECIPES["hadamard"].activations["x"] == RECIPES["naive"].activations["x"] == QuantSpec()
+    assert RECIPES["naive"].steps == RECIPES["clip"].steps == ()
+    for name in ("hadamard", "quamba", "quamba-o", "quamba-c", "mamba-had", "dynamic"):
+        assert ROTATE in RECIPES[name].steps
+    assert {step.name for step in RECIPES["smoothquant"].steps} == {"smooth_input", "smooth_output"}
+    assert {step.alpha for step in RECIPES["smoothquant"].steps} == {0.5}
+    assert {"rotate_residual", "rotate_x"} <= {step.name for step in RECIPES["mamba-had"].steps}
+    channels = {
+        site for site, spec in RECIPES["quamba-c"].activations.items() if spec and spec.granularity == "channel"
+    }
+    assert channels == {"x0", "z", "x", "dt"}
+    tokens = {spec.granularity for spec in RECIPES["dynamic"].activations.values() if spec}
+    assert tokens == {"token"}
+
+
+def test_get_recipe() -> None:
+    assert get_recipe("naive") is RECIPES["naive"]
+    own = Recipe(name="own", activations=RECIPES["naive"].activations, weights=RECIPES["naive"].weights)
+    assert get_recipe(own) is own
+    with pytest.raises(RecipeError, match=r"found recipe 'int8'; expected a Recipe or one of \['clip'"):
+        get_recipe("int8")
