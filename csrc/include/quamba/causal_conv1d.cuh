@@ -8,10 +8,10 @@ namespace quamba {
 
 constexpr int kConvChannels = 4;  // a thread's channels: one word of int8
 
-// A thread's time steps.
-template <typename T>
+// A thread's time steps: few where the code is for the rare case, and large enough as it is.
+template <typename T, int kWidth, bool kVector>
 constexpr int conv_steps() {
-  return 16 / static_cast<int>(sizeof(T));
+  return kVector && kWidth <= 4 ? 16 / static_cast<int>(sizeof(T)) : kWidth;
 }
 
 struct ConvParams {
@@ -57,7 +57,8 @@ __device__ __forceinline__ void widen_step(const ConvStep<T>& step, float* out) 
 // All inputs of a thread are loaded before the first is used; wider types get shorter pieces, to fit in registers.
 template <typename T, typename Out, int kWidth, bool kVector>
 __global__ void __launch_bounds__(128, sizeof(T) == 1 ? 4 : 1) causal_conv1d_kernel(const ConvParams p) {
-  constexpr int kSteps = conv_steps<T>(), kHistory = kWidth - 1;
+  constexpr int kSteps = conv_steps<T, kWidth, kVector>(), kHistory = kWidth - 1;
+  static_assert(kSteps >= kHistory, "only the first piece may reach back into the state, which it overwrites");
   const int64_t c0 = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kConvChannels;
   if (c0 >= p.channels) return;
   const int64_t b = blockIdx.z, begin = static_cast<int64_t>(blockIdx.y) * kSteps;
