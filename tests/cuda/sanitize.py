@@ -1,7 +1,7 @@
-"""Every kernel once or a few times over odd, small shapes, for `compute-sanitizer --tool TOOL python sanitize.py`."""
+"""Every kernel once or a few times over odd, small shapes, for `compute-sanitizer --tool TOOL python -m tests.cuda.sanitize`."""
 
 import torch
-from compare import randint8, randn, scales, sliced
+from tests.cuda.compare import randint8, randn, scales, sliced
 
 from quamba import ops
 from quamba.ops import OPS
