@@ -50,7 +50,7 @@ def units() -> list[Unit]:
         "selective_scan",
     ]
     result = [Unit(f"{name}.cu", name) for name in plain]
-    for lanes, states in ((4, 4), (8, 2), (16, 1), (16, 4)):
+    for lanes, states in ((4, 4), (8, 2), (16, 4)):
         defines = (f"-DQUAMBA_LANES={lanes}", f"-DQUAMBA_STATES={states}")
         result.append(Unit("selective_scan_kernel.cu", f"selective_scan_{lanes}_{states}", defines))
     for base in (0, 1, 12, 20, 28, 36, 44, 52, 60):

@@ -19,15 +19,14 @@ void launch(const ConvParams& p, bool vector, cudaStream_t stream) {
     }
   }
   const int64_t groups = (p.channels + kConvChannels - 1) / kConvChannels;
-  const dim3 grid(static_cast<unsigned>((groups + kThreads - 1) / kThreads),
-                  static_cast<unsigned>((p.length + conv_steps<T>() - 1) / conv_steps<T>()), static_cast<unsigned>(p.batch));
-  with_bool(vector, [&](auto aligned) {
-    if (p.width <= 4) {
-      causal_conv1d_kernel<T, Out, 4, aligned.value><<<grid, kThreads, 0, stream>>>(p);
-    } else {
-      causal_conv1d_kernel<T, Out, 8, aligned.value><<<grid, kThreads, 0, stream>>>(p);
-    }
-  });
+  const auto run = [&](auto width, auto aligned) {
+    constexpr int kSteps = conv_steps<T, width.value, aligned.value>();
+    const dim3 grid(static_cast<unsigned>((groups + kThreads - 1) / kThreads),
+                    static_cast<unsigned>((p.length + kSteps - 1) / kSteps), static_cast<unsigned>(p.batch));
+    causal_conv1d_kernel<T, Out, width.value, aligned.value><<<grid, kThreads, 0, stream>>>(p);
+  };
+  if (p.width > 4) return run(std::integral_constant<int, 8>{}, std::false_type{});
+  with_bool(vector, [&](auto aligned) { run(std::integral_constant<int, 4>{}, aligned); });
 }
 
 // x (B, L, D) with any strides, whose time stride may be that of a step.

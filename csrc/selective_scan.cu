@@ -89,16 +89,11 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
   if (out.numel() == 0) return out;
   p.out = out.data_ptr();
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  // More lanes a channel where channels are too few to fill the device; fewer where there is work enough.
+  // Fewer lanes a channel cost less; more keep the device busy where channels are few.
   const int processors = multiprocessors(x);
-  const int64_t per_processor = p.batch * p.channels / processors;
-  static const char* const forced = std::getenv("QUAMBA_SCAN_LANES");  // 4, 8 or 16, for tuning
-  const int lanes = p.states > 16    ? 16
-                    : forced         ? std::atoi(forced)
-                    : per_processor < 20 ? 16
-                    : per_processor < 80 ? 8
-                                         : 4;
-  p.block_channels = channels_per_block(p, lanes, processors);
+  const int lanes = p.states > 16 ? 16 : p.batch * p.channels < 80 * processors ? 8 : 4;
+  static const char* const forced = std::getenv("QUAMBA_SCAN_CHANNELS");  // a multiple of 8, for tuning
+  p.block_channels = forced ? std::atoi(forced) : channels_per_block(p, lanes, processors);
   const int64_t step = p.block_channels;
   const bool async = in_words(p.x, p.channels, step) && in_words(p.dt, p.channels, step) &&
                      in_words(p.z, p.channels, step) && in_words(p.B, p.states, p.states) &&
@@ -107,7 +102,6 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
                      p.C.type == Type::kInt8 && (!z || p.z.type == Type::kInt8);
   const cudaStream_t stream = stream_of(x);
   const cudaError_t error = p.states > 16 ? launch_selective_scan<16, 4>(p, bytes, async, stream)
-                            : lanes == 16 ? launch_selective_scan<16, 1>(p, bytes, async, stream)
                             : lanes == 8  ? launch_selective_scan<8, 2>(p, bytes, async, stream)
                                           : launch_selective_scan<4, 4>(p, bytes, async, stream);
   QUAMBA_CHECK(error == cudaSuccess, "selective_scan: the kernel could not be launched: ", cudaGetErrorString(error));

@@ -1,10 +1,10 @@
-"""Every kernel once or a few times over odd, small shapes, for `compute-sanitizer --tool TOOL python sanitize.py`."""
+"""Every kernel a few times over odd shapes, for `compute-sanitizer --tool TOOL python -m tests.cuda.sanitize`."""
 
 import torch
-from compare import randint8, randn, scales, sliced
 
 from quamba import ops
 from quamba.ops import OPS
+from tests.cuda.compare import randint8, randn, scales, sliced
 
 
 def linear() -> None:

@@ -8,10 +8,10 @@ namespace quamba {
 
 constexpr int kConvChannels = 4;  // a thread's channels: one word of int8
 
-// A thread's time steps.
-template <typename T>
+// A thread's time steps: few where the code is for the rare case, and large enough as it is.
+template <typename T, int kWidth, bool kVector>
 constexpr int conv_steps() {
-  return 16 / static_cast<int>(sizeof(T));
+  return kVector && kWidth <= 4 ? 16 / static_cast<int>(sizeof(T)) : kWidth;
 }
 
 struct ConvParams {
@@ -57,7 +57,8 @@ __device__ __forceinline__ void widen_step(const ConvStep<T>& step, float* out) 
 // All inputs of a thread are loaded before the first is used; wider types get shorter pieces, to fit in registers.
 template <typename T, typename Out, int kWidth, bool kVector>
 __global__ void __launch_bounds__(128, sizeof(T) == 1 ? 4 : 1) causal_conv1d_kernel(const ConvParams p) {
-  constexpr int kSteps = conv_steps<T>(), kHistory = kWidth - 1;
+  constexpr int kSteps = conv_steps<T, kWidth, kVector>(), kHistory = kWidth - 1;
+  static_assert(kSteps >= kHistory, "only the first piece may reach back into the state, which it overwrites");
   const int64_t c0 = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kConvChannels;
   if (c0 >= p.channels) return;
   const int64_t b = blockIdx.z, begin = static_cast<int64_t>(blockIdx.y) * kSteps;
@@ -88,15 +89,26 @@ __global__ void __launch_bounds__(128, sizeof(T) == 1 ? 4 : 1) causal_conv1d_ker
   }
 
   float weight[kWidth][kConvChannels], factor[kConvChannels], bias[kConvChannels], reciprocal[kConvChannels];
+  uint32_t bits[kWidth + 1][kConvChannels] = {};
   const int shift = kWidth - p.width;
 #pragma unroll
   for (int i = 0; i < kConvChannels; ++i) {
     const int64_t c = c0 + (i < valid ? i : 0);
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) weight[k][i] = k >= shift ? p.weight[c * p.width + k - shift] : 0.0f;
-    factor[i] = p.x_scale.or_one(c) * p.weight_scale.or_one(c);
-    bias[i] = p.bias ? p.bias[c] : 0.0f;
-    reciprocal[i] = reciprocal_approx(p.out_scale.or_one(c));
+    for (int k = 0; k < kWidth; ++k)
+      if (k >= shift) bits[k][i] = load_bits(p.weight, c * p.width + k - shift);
+    if (p.bias) bits[kWidth][i] = load_bits(p.bias, c);
+    factor[i] = p.x_scale.or_one(c);
+    reciprocal[i] = p.out_scale.or_one(c);
+  }
+#pragma unroll
+  for (int i = 0; i < kConvChannels; ++i) {
+    const int64_t c = c0 + (i < valid ? i : 0);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) weight[k][i] = from_bits(bits[k][i], p.weight.type);
+    bias[i] = from_bits(bits[kWidth][i], p.bias.type);
+    factor[i] *= p.weight_scale.or_one(c);
+    reciprocal[i] = reciprocal_approx(reciprocal[i]);
   }
 
   // Only the first piece reads the state, so it may overwrite it without asking the others.
@@ -163,16 +175,26 @@ __global__ void __launch_bounds__(128) causal_conv1d_word_kernel(const ConvParam
   const int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, b = blockIdx.y;
   if (c >= p.channels) return;
   uint32_t* state = reinterpret_cast<uint32_t*>(static_cast<int8_t*>(p.state) + b * p.state_batch) + c;
+  uint32_t taps[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) taps[k] = load_bits(p.weight, 4 * c + k);
+  const uint32_t bias_bits = p.bias ? load_bits(p.bias, c) : 0;
   const uint8_t x = static_cast<const uint8_t*>(p.x)[b * p.x_batch + c * p.x_channel];
   const uint32_t word = __byte_perm(*state, x, 0x4321);  // the oldest, lowest, goes; x becomes the highest
   *state = word;
   float window[4], acc = 0.0f;
   unpack_bytes(word, window);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) acc = fmaf(p.weight[4 * c + k], window[k], acc);
-  const float bias = p.bias ? p.bias[c] : 0.0f, os = p.out_scale.or_one(c);
-  const float y = silu(acc * p.x_scale.or_one(c) * p.weight_scale.or_one(c) + bias);
-  Store<Out>::one(static_cast<Out*>(p.out) + b * p.channels + c, y, os, reciprocal_approx(os));
+  for (int k = 0; k < 4; ++k) acc = fmaf(from_bits(taps[k], p.weight.type), window[k], acc);
+  // Rounded as the other kernel does, so that a step continues a sequence exactly.
+  const float factor = p.x_scale.or_one(c) * p.weight_scale.or_one(c), bias = from_bits(bias_bits, p.bias.type);
+  const float y = silu(fmaf(acc, factor, bias));
+  Out* out = static_cast<Out*>(p.out) + b * p.channels + c;
+  if constexpr (sizeof(Out) == 1) {
+    *out = static_cast<int8_t>(round_to_byte(y * reciprocal_approx(p.out_scale.or_one(c))) & 0xff);
+  } else {
+    *out = from_float<Out>(y);
+  }
 }
 
 }  // namespace quamba

@@ -18,23 +18,38 @@ __global__ void __launch_bounds__(kStepThreads) selective_scan_step_kernel(const
   float* bs = shared;
   float* cs = shared + (p.states + 3) / 4 * 4;
   const int64_t b = blockIdx.y;
-  for (int n = threadIdx.x; n < p.states; n += kStepThreads) {
-    bs[n] = element(p.B, b, n);
-    cs[n] = element(p.C, b, n);
-  }
   const int64_t index = (static_cast<int64_t>(blockIdx.x) * kStepThreads + threadIdx.x) / 4;
   const int j = threadIdx.x & 3;
   const bool live = index < p.channels;
   const int64_t c = live ? index : 0;
-  const float x = element(p.x, b, c), dt = softplus(element(p.dt, b, c) + p.dt_bias[c]), dtx = dt * x;
   const float* A = p.A + c * p.a_channel;
   float* state = p.state + b * p.state_batch + c * p.state_channel;
+  // Everything is asked for before the first wait.
+  float4 a{}, h{};
+  if (kVector && 4 * j < p.states) {
+    a = *reinterpret_cast<const float4*>(A + 4 * j);
+    h = *reinterpret_cast<const float4*>(state + 4 * j);
+  }
+  const auto bits = [&](const Sequence& s) { return load_bits({s.data, s.type}, b * s.batch + c * s.channel); };
+  const uint32_t x_bits = bits(p.x), dt_bits = bits(p.dt), z_bits = p.z.data ? bits(p.z) : 0;
+  const uint32_t bias_bits = load_bits(p.dt_bias, c), skip_bits = load_bits(p.D, c);
+  const float xs = p.x.scale.or_one(c), ds = p.dt.scale.or_one(c), zs = p.z.scale.or_one(c);
+  const float os = p.out_scale.or_one(c);
+  for (int n = threadIdx.x; n < p.states; n += kStepThreads) {
+    bs[n] = element(p.B, b, n);
+    cs[n] = element(p.C, b, n);
+  }
   __syncthreads();
+  const float x = from_bits(x_bits, p.x.type) * xs, skip = from_bits(skip_bits, p.D.type);
+  const float dt = softplus(fmaf(from_bits(dt_bits, p.dt.type), ds, from_bits(bias_bits, p.dt_bias.type)));
+  const float dtx = dt * x;
   float y = 0.0f;
   for (int n0 = 4 * j; n0 < p.states; n0 += 16) {
     if constexpr (kVector) {
-      const float4 a = *reinterpret_cast<const float4*>(A + n0);
-      float4 h = *reinterpret_cast<const float4*>(state + n0);
+      if (n0 >= 16) {
+        a = *reinterpret_cast<const float4*>(A + n0);
+        h = *reinterpret_cast<const float4*>(state + n0);
+      }
       const float4 b4 = *reinterpret_cast<const float4*>(bs + n0), c4 = *reinterpret_cast<const float4*>(cs + n0);
       h.x = fmaf(exp2_approx(dt * (a.x * kLog2E)), h.x, dtx * b4.x);
       h.y = fmaf(exp2_approx(dt * (a.y * kLog2E)), h.y, dtx * b4.y);
@@ -45,18 +60,17 @@ __global__ void __launch_bounds__(kStepThreads) selective_scan_step_kernel(const
     } else {
       for (int n = n0; n < n0 + 4 && n < p.states; ++n) {
         const float decay = exp2_approx(dt * (A[n * p.a_state] * kLog2E));
-        const float h = fmaf(decay, state[n * p.state_state], dtx * bs[n]);
-        if (live) state[n * p.state_state] = h;
-        y = fmaf(h, cs[n], y);
+        const float value = fmaf(decay, state[n * p.state_state], dtx * bs[n]);
+        if (live) state[n * p.state_state] = value;
+        y = fmaf(value, cs[n], y);
       }
     }
   }
   y += __shfl_xor_sync(0xffffffffu, y, 1);
   y += __shfl_xor_sync(0xffffffffu, y, 2);
   if (!live || j != 0) return;
-  y = fmaf(p.D[c], x, y);
-  if (p.z.data) y *= silu(element(p.z, b, c));
-  const float os = p.out_scale.or_one(c);
+  y = fmaf(skip, x, y);
+  if (p.z.data) y *= silu(from_bits(z_bits, p.z.type) * zs);
   const int64_t at = b * p.channels + c;
   switch (p.out_type) {
     case Type::kInt8:

@@ -74,6 +74,32 @@ struct AnyVector {
   }
 };
 
+// An element of an AnyVector in two steps, for code that has several to load: a conversion next to its load would wait
+// for it before the next load is issued.
+__device__ __forceinline__ uint32_t load_bits(const AnyVector& v, int64_t i) {
+  switch (v.type) {
+    case Type::kInt8:
+      return static_cast<const uint8_t*>(v.data)[i];
+    case Type::kFloat:
+      return static_cast<const uint32_t*>(v.data)[i];
+    default:
+      return static_cast<const uint16_t*>(v.data)[i];
+  }
+}
+
+__device__ __forceinline__ float from_bits(uint32_t bits, Type type) {
+  switch (type) {
+    case Type::kInt8:
+      return static_cast<float>(static_cast<int8_t>(bits));
+    case Type::kHalf:
+      return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+    case Type::kBFloat16:
+      return __bfloat162float(__ushort_as_bfloat16(static_cast<unsigned short>(bits)));
+    default:
+      return __uint_as_float(bits);
+  }
+}
+
 // A float32 scale: absent, one for all (stride 0), or one per index (stride 1).
 struct Scale {
   const float* data = nullptr;
