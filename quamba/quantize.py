@@ -20,7 +20,7 @@ from quamba.nn.ends import QuantizedEmbedding, QuantizedHead
 from quamba.nn.mixer import Mixer
 from quamba.nn.named import swap
 from quamba.nn.quantized_mixer import QuantizedMixer
-from quamba.quantization import Quantization
+from quamba.quantization import Quantization, SiteStatistics
 from quamba.recipe import Override, QuantSpec, Recipe
 from quamba.recipes import DEFAULT_RECIPE, get_recipe
 from quamba.transforms import Transforms, fold
@@ -161,6 +161,15 @@ def _convert(
         )  # fmt: skip
     alphas = {address: statistics.alpha(address) for address in plan}
 
+    def measure(alphas: dict[str, Tensor]) -> dict[str, SiteStatistics]:
+        if data is None or not alphas:
+            return {}
+        return calibration.measure_sites(
+            model=model, adapter=adapter, mixers=mixers, alphas=alphas, batches=data.first(_MEASURED_SEQUENCES)
+        )
+
+    # Before the int8 weights are made beside the float ones, which is when memory is scarce.
+    measured = {} if searching else measure(alphas)
     converted: dict[int, AnyMixer] = {}
     for layer, mixer in mixers.items():
         empty = empty_mixer(adapter, model, layer, recipe)
@@ -179,11 +188,7 @@ def _convert(
         alphas |= {f"layers.{layer}.x": alpha for layer, (_, alpha) in found.items()}
         specs = {layer: replace(plan[f"layers.{layer}.x"], percentile=level) for layer, (level, _) in found.items()}
         recipe = recipe.with_overrides(Override(f"layers.{layer}.x", spec) for layer, spec in specs.items())
-    measured = {}
-    if data is not None and alphas:
-        measured = calibration.measure_sites(
-            model=model, adapter=adapter, mixers=mixers, alphas=alphas, batches=data.first(_MEASURED_SEQUENCES)
-        )
+        measured = measure(alphas)
     return converted, ends, Quantization(recipe=recipe, statistics=measured)
 
 
