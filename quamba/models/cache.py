@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from quamba.errors import UnsupportedModelError
@@ -50,10 +49,3 @@ def padding_mask(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
     if mask is None or mask.dim() != 2:
         return None
     return mask[:, -hidden.shape[1] :] if mask.shape[1] != hidden.shape[1] else mask
-
-
-def drop_ties(model: torch.nn.Module) -> None:
-    """Tell transformers that no parameters are tied any more: a tied head reads the embedding's table itself."""
-    attributes: Any = model
-    attributes._tied_weights_keys = {}
-    attributes.all_tied_weights_keys = {}

@@ -11,26 +11,10 @@ from torch import Tensor, nn
 
 from quamba import ops
 from quamba.errors import UnsupportedModelError
-from quamba.models.adapter import Adapter, Shell, register
-from quamba.models.cache import drop_ties, padding_mask, state_of
+from quamba.models.adapter import Adapter, register
 from quamba.models.transformers_mamba import mixer_tensors
+from quamba.models.transformers_shell import TransformersShell, drop_ties
 from quamba.nn.config import BlockConfig
-
-
-class JambaShell(Shell):
-    """Stands in for JambaMambaMixer; reads the residual stream, its norm being part of our mixer."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        cache_params: Any = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """(B, L, E) -> (B, L, E), without the residual."""
-        state = state_of(cache_params, self.layer, self.mixer, hidden_states)
-        out: Tensor = self.mixer(hidden_states, mask=padding_mask(attention_mask, hidden_states), state=state)
-        return out
 
 
 @register
@@ -38,7 +22,7 @@ class JambaAdapter(Adapter):
     """Jamba: Mamba layers among attention layers, MLPs and experts."""
 
     model_types = ("jamba",)
-    shell = JambaShell
+    shell = TransformersShell
 
     def layers(self, model: nn.Module) -> list[int]:
         return [i for i, kind in enumerate(model.config.layers_block_type) if kind == "mamba"]  # type: ignore[union-attr,arg-type]

@@ -5,25 +5,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from quamba.errors import UnsupportedModelError
-from quamba.models.adapter import Adapter, Shell, register
-from quamba.models.cache import drop_ties, padding_mask, state_of
+from quamba.models.adapter import Adapter, register
+from quamba.models.transformers_shell import TransformersShell, drop_ties
 from quamba.nn.config import BlockConfig
-
-
-class MambaShell(Shell):
-    """Stands in for MambaBlock and FalconMambaBlock: norm, mixer and residual."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        cache_params: Any = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """(B, L, E) -> (B, L, E)."""
-        state = state_of(cache_params, self.layer, self.mixer, hidden_states)
-        out: Tensor = self.mixer(hidden_states, mask=padding_mask(attention_mask, hidden_states), state=state)
-        return out
 
 
 @register
@@ -31,7 +15,7 @@ class MambaAdapter(Adapter):
     """Mamba and Falcon-Mamba, which differ in the norms of d, B and C."""
 
     model_types = ("mamba", "falcon_mamba")
-    shell = MambaShell
+    shell = TransformersShell
 
     def layers(self, model: nn.Module) -> list[int]:
         return list(range(model.config.num_hidden_layers))  # type: ignore[union-attr,arg-type]

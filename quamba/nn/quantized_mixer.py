@@ -1,7 +1,6 @@
 """The quantized mixer: the same block, passing int8 between its ops."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,56 +11,11 @@ from quamba import numerics, ops
 from quamba.errors import QuambaError
 from quamba.nn.config import BlockConfig, MixerState
 from quamba.nn.linear import QuantizedLinear
+from quamba.nn.route import Route
 from quamba.recipe import BlockFormat, QuantSpec
 
 # Sites whose scale is a vector where the recipe says "channel", and its length.
 _CHANNELS = {"x0": "d_inner", "z": "d_inner", "x": "d_inner", "dt": "d_inner", "B": "d_state", "C": "d_state"}
-
-
-@dataclass(frozen=True)
-class _Route:
-    """Which way the data takes through the ops, worked out once from the block's format."""
-
-    u: str | None
-    fused_xz: bool  # x0 and z leave in_proj as int8
-    conv: bool  # the convolution's weight is int8
-    static_x: bool  # x leaves the convolution as int8
-    rotate_x: bool
-    channel_x: bool  # x's scales are in the columns of x_proj
-    token_x: bool
-    static_dbc: bool
-    fused_dbc: bool  # d, B and C leave x_proj as int8
-    smooth_g: bool
-    static_dt: bool  # dt leaves dt_proj as int8
-    rotate_g: bool
-    static_g: bool
-    one_step: bool  # a token with a state takes one op: all weights, and all sites but perhaps dt, are static int8
-
-    @classmethod
-    def of(cls, config: BlockConfig, format: BlockFormat) -> "_Route":
-        def static(*sites: str) -> bool:
-            return all(format.granularity(site) in ("tensor", "channel") for site in sites)
-
-        rotate_x = format.step("rotate_x") is not None
-        dt = format.granularity("dt")
-        one_step = static("u", "x0", "z", "x", "d", "B", "C", "g") and not rotate_x
-        return cls(
-            u=format.granularity("u"),
-            fused_xz=static("x0", "z"),
-            conv=format.weights["conv"] is not None,
-            # A rotated x is quantized after the rotation.
-            static_x=static("x") and not rotate_x,
-            rotate_x=rotate_x,
-            channel_x=format.granularity("x") == "channel",
-            token_x=format.granularity("x") == "token",
-            static_dbc=static("d", "B", "C"),
-            fused_dbc=static("d", "B", "C") and config.dbc_norm == "none",
-            smooth_g=format.step("smooth_output") is not None,
-            static_dt=static("dt"),
-            rotate_g=format.step("rotate_output") is not None,
-            static_g=static("g"),
-            one_step=one_step and dt in (None, "tensor", "channel") and None not in format.weights.values(),
-        )
 
 
 class QuantizedMixer(nn.Module):
@@ -103,7 +57,7 @@ class QuantizedMixer(nn.Module):
         super().__init__()
         self.config = config
         self.format = format
-        self.route = _Route.of(config, format)
+        self.route = Route.of(config, format)
         self.ready = False
         c = config
 

@@ -7,7 +7,7 @@ import torch
 
 from quamba import quantize
 from quamba.models import find_adapter
-from quamba.models.transformers_jamba import JambaShell
+from quamba.models.transformers_shell import TransformersShell
 from quamba.nn.named import PassThrough
 from quamba.nn.quantized_mixer import QuantizedMixer
 from tests.tiny import install_float, make_model, token_ids
@@ -71,7 +71,7 @@ def test_the_norm_before_the_mixer_is_absorbed_and_the_others_stay() -> None:
     quantize(model, [token_ids(4, 16)])
     for i in (0, 1, 3):
         layer = model.get_submodule(f"model.layers.{i}")
-        assert isinstance(layer.mamba, JambaShell)
+        assert isinstance(layer.mamba, TransformersShell)
         assert isinstance(layer.mamba.mixer, QuantizedMixer)
         assert isinstance(layer.input_layernorm, PassThrough)
     assert model.get_submodule("model.layers.2.input_layernorm") is norms[2]

@@ -1,0 +1,71 @@
+"""Which way the data takes through a quantized mixer's ops, worked out once from the block's format."""
+
+from dataclasses import dataclass
+
+from quamba.nn.config import BlockConfig
+from quamba.recipe import BlockFormat
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a quantized mixer asks of its format in every forward.
+
+    Attributes:
+        u: the granularity of u, or None.
+        fused_xz: x0 and z leave in_proj as int8.
+        conv: the convolution's weight is int8.
+        static_x: x leaves the convolution as int8.
+        rotate_x: x is rotated for x_proj and back for the scan.
+        channel_x: x's scales are in the columns of x_proj.
+        token_x: x's scales are found at run time.
+        static_dbc: d, B and C have static scales.
+        fused_dbc: they leave x_proj as int8.
+        smooth_g: g is divided by g_divisor.
+        static_dt: dt leaves dt_proj as int8.
+        rotate_g: g is rotated.
+        static_g: g has a static scale.
+        one_step: a token with a state takes one op: all weights, and all sites but perhaps dt, are static int8.
+    """
+
+    u: str | None
+    fused_xz: bool
+    conv: bool
+    static_x: bool
+    rotate_x: bool
+    channel_x: bool
+    token_x: bool
+    static_dbc: bool
+    fused_dbc: bool
+    smooth_g: bool
+    static_dt: bool
+    rotate_g: bool
+    static_g: bool
+    one_step: bool
+
+    @classmethod
+    def of(cls, config: BlockConfig, format: BlockFormat) -> "Route":
+        """The route of a block of that shape and format."""
+
+        def static(*sites: str) -> bool:
+            return all(format.granularity(site) in ("tensor", "channel") for site in sites)
+
+        rotate_x = format.step("rotate_x") is not None
+        dt = format.granularity("dt")
+        one_step = static("u", "x0", "z", "x", "d", "B", "C", "g") and not rotate_x
+        return cls(
+            u=format.granularity("u"),
+            fused_xz=static("x0", "z"),
+            conv=format.weights["conv"] is not None,
+            # A rotated x is quantized after the rotation.
+            static_x=static("x") and not rotate_x,
+            rotate_x=rotate_x,
+            channel_x=format.granularity("x") == "channel",
+            token_x=format.granularity("x") == "token",
+            static_dbc=static("d", "B", "C"),
+            fused_dbc=static("d", "B", "C") and config.dbc_norm == "none",
+            smooth_g=format.step("smooth_output") is not None,
+            static_dt=static("dt"),
+            rotate_g=format.step("rotate_output") is not None,
+            static_g=static("g"),
+            one_step=one_step and dt in (None, "tensor", "channel") and None not in format.weights.values(),
+        )
