@@ -1,0 +1,61 @@
+"""Calibration: what is planned, observed and turned into coordinates."""
+
+import pytest
+import torch
+
+from quamba import calibration
+from quamba.errors import CalibrationError
+from quamba.models import find_adapter
+from quamba.nn.mixer import Mixer
+from quamba.recipe import Override, QuantSpec
+from quamba.recipes import RECIPES
+from tests.tiny import make_model
+
+
+def mixers_of(family: str, dtype: torch.dtype = torch.float32) -> dict[int, Mixer]:
+    model = make_model(family, dtype=dtype)
+    adapter = find_adapter(model)
+    return {n: Mixer(adapter.config(model, n), adapter.tensors(model, n)) for n in adapter.layers(model)}
+
+
+def test_the_plan_has_the_static_sites_alone() -> None:
+    recipe = RECIPES["dynamic"].with_overrides([Override("layers.1.u", QuantSpec())])
+    assert calibration.static_plan(recipe, [0, 1]) == {"layers.1.u": QuantSpec()}
+    naive = calibration.static_plan(RECIPES["naive"], [4])
+    assert len(naive) == 10
+    assert {"layers.4.x", "layers.4.g", "head.input"} <= set(naive)
+    assert "head.input" not in calibration.static_plan(RECIPES["naive"].with_overrides([Override("head")]), [4])
+
+
+def test_smoothing_looks_at_channels_where_its_site_is_quantized() -> None:
+    recipe = RECIPES["quamba-c"].with_overrides([Override("layers.1.g")])
+    assert set(calibration.smoothing_plan(recipe, [0, 1])) == {"layers.0.u", "layers.0.g", "layers.1.u"}
+    assert calibration.smoothing_plan(RECIPES["quamba"], [0]) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_divisors_are_exact_in_the_models_dtype(dtype: torch.dtype) -> None:
+    mixers = mixers_of("mamba", dtype)
+    recipe = RECIPES["quamba-c"]
+    statistics = calibration.Statistics()
+    for address, spec in calibration.smoothing_plan(recipe, mixers).items():
+        width = 24 if address.endswith(".u") else mixers[0].config.d_inner
+        statistics.update(address, spec, torch.randn(50, width) * torch.logspace(-3, 3, width))
+    for layer, transforms in calibration.find_transforms(recipe, mixers, statistics).items():
+        gamma = mixers[layer].tensors()["norm.weight"].float()
+        assert transforms.u_divisor is not None
+        assert transforms.g_divisor is not None
+        folded = gamma / transforms.u_divisor
+        torch.testing.assert_close(folded.to(dtype).float(), folded, rtol=2e-7, atol=0)
+        assert torch.equal(transforms.g_divisor.to(dtype).float(), transforms.g_divisor)
+        assert bool((transforms.g_divisor > 0).all())
+
+
+def test_a_site_that_was_not_observed_is_named() -> None:
+    with pytest.raises(CalibrationError, match=r"layers\.2\.x"):
+        calibration.Statistics().alpha("layers.2.x")
+
+
+def test_nan_is_told_with_its_address() -> None:
+    with pytest.raises(CalibrationError, match=r"^layers\.0\.B: "):
+        calibration.Statistics().update("layers.0.B", QuantSpec(), torch.full((2, 3), float("nan")))
