@@ -1,6 +1,7 @@
 """The shape of one Mamba block, as data: what an adapter reads from a model and every mixer is built from."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -78,3 +79,17 @@ class MixerState:
 
     conv: Tensor
     ssm: Tensor
+
+
+class Stateful(Protocol):
+    """A mixer: something that makes zero states."""
+
+    def new_state(self, batch: int, device: torch.device) -> MixerState:
+        """A zero state for that many sequences."""
+
+
+def traceable(mixer: Stateful, state: MixerState | None, hidden: Tensor) -> MixerState | None:
+    """The state, or under torch.compile a zero one in place of None: inductor takes no None for a mutable argument."""
+    if state is None and torch.compiler.is_compiling():
+        return mixer.new_state(hidden.shape[0], hidden.device)
+    return state

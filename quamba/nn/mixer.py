@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quamba import ops
 from quamba.errors import UnsupportedModelError
-from quamba.nn.config import BlockConfig, MixerState
+from quamba.nn.config import BlockConfig, MixerState, traceable
 from quamba.nn.named import assign, lookup
 from quamba.transforms import Transforms
 
@@ -103,6 +103,7 @@ class Mixer(nn.Module):
             (B, L, E): h + mixer(norm(h)) where the block owns the residual, else mixer(norm(h)).
         """
         c, t, w = self.config, self.transforms, self.tensors()
+        state = traceable(self, state, hidden)
         u = self._norm(hidden, w["norm.weight"], c.norm_eps).to(c.dtype)
         if self.observer is not None:
             self._see("u", u if self.folded else t.to_u(u, self._norm(hidden, None, c.norm_eps)), mask)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quamba import numerics, ops
 from quamba.errors import QuambaError
-from quamba.nn.config import BlockConfig, MixerState
+from quamba.nn.config import BlockConfig, MixerState, traceable
 from quamba.nn.linear import QuantizedLinear
 from quamba.nn.route import Route
 from quamba.recipe import BlockFormat, QuantSpec
@@ -252,6 +252,7 @@ class QuantizedMixer(nn.Module):
         if not self.ready:
             raise QuambaError("found a quantized mixer without values; expected it to be filled and finalized first")
         c, route = self.config, self.route
+        state = traceable(self, state, hidden)
         # One token with a state goes through the single-step ops, without the length dimension.
         step = state is not None and hidden.shape[1] == 1 and mask is None
         if step:

@@ -1,6 +1,7 @@
 """The quantized mixer against a plain float64 simulation of the same integers, and against itself in pieces."""
 
 import copy
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -398,6 +399,23 @@ def test_compiles_without_a_break(recipe: str) -> None:
     state, other = quantized.new_state(2, hidden.device), quantized.new_state(2, hidden.device)
     compiled(hidden, state=state), quantized(hidden, state=other)
     torch.testing.assert_close(compiled(hidden[:, :1], state=state), quantized(hidden[:, :1], state=other))
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch's default compiler needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("recipe", ["quamba-c", "mamba-had", "dynamic"])
+def test_compiles_with_the_default_backend(recipe: str) -> None:
+    hidden = hidden_states(2, 8, 24)
+    quantized = quantize_mixer(make_mixer(in_bias=True), FORMATS[recipe], hidden)
+    compiled = torch.compile(quantized, fullgraph=True)
+    torch.testing.assert_close(compiled(hidden), quantized(hidden), rtol=1e-4, atol=1e-4)
+    state, other = quantized.new_state(2, hidden.device), quantized.new_state(2, hidden.device)
+    torch.testing.assert_close(compiled(hidden, state=state), quantized(hidden, state=other), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        compiled(hidden[:, :1], state=state), quantized(hidden[:, :1], state=other), rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(state.ssm, other.ssm, rtol=1e-4, atol=1e-4)
     torch._dynamo.reset()
 
 
