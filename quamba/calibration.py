@@ -1,6 +1,6 @@
 """Calibration: run the float model over the data and keep what the observers need, site by site."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -102,26 +102,43 @@ def collect(
         CalibrationError: a site produced NaN or infinite values; the message names its address.
     """
     statistics = Statistics()
+    _run(
+        model=model,
+        adapter=adapter,
+        mixers=mixers,
+        batches=track(batches, description, total=total, show=show),
+        addresses=plan,
+        see=lambda address, values: statistics.update(address, plan[address], values),
+    )
+    return statistics
+
+
+def _run(
+    *,
+    model: nn.Module,
+    adapter: Adapter,
+    mixers: Mapping[int, Mixer],
+    batches: Iterable[Batch],
+    addresses: Container[str],
+    see: Callable[[str, Tensor], None],
+) -> None:
+    """Run the batches and hand the values (T, D) of each of the addresses, padding removed, to `see`."""
+
+    def look(address: str, value: Tensor, mask: Tensor | None) -> None:
+        if address in addresses:
+            see(address, _tokens(value, mask))
 
     def watch(layer: int, mixer: Mixer) -> None:
-        def observer(site: str, value: Tensor, mask: Tensor | None) -> None:
-            spec = plan.get(f"layers.{layer}.{site}")
-            if spec is not None:
-                statistics.update(f"layers.{layer}.{site}", spec, _tokens(value, mask))
-
-        mixer.observer = observer
+        mixer.observer = lambda site, value, mask: look(f"layers.{layer}.{site}", value, mask)
 
     try:
         for layer, mixer in mixers.items():
             watch(layer, mixer)
-        for batch in track(batches, description, total=total, show=show):
-            hidden = adapter.run_backbone(model, batch.input_ids, batch.mask)
-            if "head.input" in plan:
-                statistics.update("head.input", plan["head.input"], _tokens(hidden, batch.mask))
+        for batch in batches:
+            look("head.input", adapter.run_backbone(model, batch.input_ids, batch.mask), batch.mask)
     finally:
         for mixer in mixers.values():
             mixer.observer = None
-    return statistics
 
 
 def _tokens(value: Tensor, mask: Tensor | None) -> Tensor:
@@ -145,7 +162,7 @@ def find_transforms(recipe: Recipe, mixers: Mapping[int, Mixer], statistics: Sta
                 divisors[site] = _storable(divisor, tensors["norm.weight"] if site == "u" else None, mixer.config.dtype)
         found[layer] = Transforms(
             u_divisor=divisors["u"],
-            rotate_u=any(step.name == "rotate_residual" for step in recipe.steps),
+            rotate_u=recipe.rotates_residual,
             rotate_x=format.step("rotate_x") is not None,
             g_divisor=divisors["g"],
             rotate_g=format.step("rotate_output") is not None,
@@ -175,8 +192,6 @@ def measure_sites(
     sums: dict[str, list[float]] = {address: [0.0, 0.0, 0.0, 0.0] for address in alphas}
 
     def measure(address: str, value: Tensor) -> None:
-        if address not in alphas:
-            return
         value = value.to(torch.float32)
         alpha = alphas[address].to(value.device)
         scale = numerics.scale_from_alpha(alpha)
@@ -187,17 +202,7 @@ def measure_sites(
         total[2] += float(value.square().sum(dtype=torch.float64))
         total[3] += float(error.square().sum(dtype=torch.float64))
 
-    def watch(layer: int, mixer: Mixer) -> None:
-        mixer.observer = lambda site, value, mask: measure(f"layers.{layer}.{site}", _tokens(value, mask))
-
-    try:
-        for layer, mixer in mixers.items():
-            watch(layer, mixer)
-        for batch in batches:
-            measure("head.input", _tokens(adapter.run_backbone(model, batch.input_ids, batch.mask), batch.mask))
-    finally:
-        for mixer in mixers.values():
-            mixer.observer = None
+    _run(model=model, adapter=adapter, mixers=mixers, batches=batches, addresses=alphas, see=measure)
     tiny = torch.finfo(torch.float64).tiny
     return {
         address: SiteStatistics(

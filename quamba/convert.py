@@ -43,7 +43,7 @@ def empty_ends(adapter: Adapter, model: nn.Module, recipe: Recipe) -> dict[str, 
         assert isinstance(weight, Tensor)
         table = ends.get(embedding)
         # mamba-had turns the head apart from the embedding: the final norm's weight goes into the head alone.
-        tied = adapter.tied(model) and table_spec == head_spec and not _unties(recipe)
+        tied = adapter.tied(model) and table_spec == head_spec and not recipe.rotates_residual
         ends[head] = QuantizedHead(
             rows=weight.shape[0],
             width=weight.shape[1],
@@ -54,10 +54,6 @@ def empty_ends(adapter: Adapter, model: nn.Module, recipe: Recipe) -> dict[str, 
             tied=table if tied and isinstance(table, QuantizedEmbedding) else None,
         )
     return ends
-
-
-def _unties(recipe: Recipe) -> bool:
-    return any(step.name == "rotate_residual" for step in recipe.steps)
 
 
 def build_skeleton(adapter: Adapter, model: nn.Module, recipe: Recipe) -> None:

@@ -185,15 +185,16 @@ def transform(x: Tensor) -> Tensor:
     Raises:
         SizeError: size is 0.
     """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    left, right = factors(x.shape[-1], dtype=dtype, device=x.device)
-    blocks = x.to(dtype).reshape(-1, len(left), len(right))
-    return torch.matmul(left, torch.matmul(blocks, right)).reshape(x.shape).to(x.dtype)
+    return _turned(x, back=False)
 
 
 def inverse(x: Tensor) -> Tensor:
     """Undo `transform`: x H / sqrt(base * power). Arguments, result and errors as there."""
+    return _turned(x, back=True)
+
+
+def _turned(x: Tensor, *, back: bool) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     left, right = factors(x.shape[-1], dtype=dtype, device=x.device)
     blocks = x.to(dtype).reshape(-1, len(left), len(right))
-    return torch.matmul(left.T, torch.matmul(blocks, right)).reshape(x.shape).to(x.dtype)
+    return torch.matmul(left.T if back else left, torch.matmul(blocks, right)).reshape(x.shape).to(x.dtype)

@@ -206,11 +206,10 @@ def _filled_ends(
     *, model: nn.Module, adapter: Adapter, recipe: Recipe, alphas: dict[str, Tensor]
 ) -> dict[str, nn.Module]:
     ends = empty_ends(adapter, model, recipe)
-    rotated = any(step.name == "rotate_residual" for step in recipe.steps)
     embedding: Any = model.get_submodule(adapter.embedding(model))
     head: Any = model.get_submodule(adapter.head(model))
     table, head_weight = embedding.weight, head.weight
-    if rotated:
+    if recipe.rotates_residual:
         gamma: Any = model.get_submodule(adapter.final_norm(model)).weight
         turn = Transforms(rotate_u=True)
         width = table.shape[1]
@@ -258,7 +257,7 @@ def _commit(
         adapter.shell_at(model, layer).mixer = mixer
     for name, module in ends.items():
         swap(model, name, module)
-    if any(step.name == "rotate_residual" for step in recipe.steps):
+    if recipe.rotates_residual:
         norm: Any = model.get_submodule(adapter.final_norm(model))
         norm.weight.fill_(1.0)
         adapter.rotate_rest(model)

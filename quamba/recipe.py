@@ -228,6 +228,11 @@ class Recipe:
         )
         return BlockFormat(activations=activations, weights=weights, steps=steps)
 
+    @property
+    def rotates_residual(self) -> bool:
+        """True where the whole residual stream is rotated, which unties head and embedding."""
+        return any(step.name == "rotate_residual" for step in self.steps)
+
     def check(self, layers: Iterable[int]) -> None:
         """Raise RecipeError where an override matches no address of a model with those layer numbers."""
         parts = (*BLOCK_ACTIVATIONS, *BLOCK_WEIGHTS)

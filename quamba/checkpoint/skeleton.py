@@ -82,7 +82,7 @@ def to_skeleton(model: nn.Module, recipe: Recipe) -> Skeleton:
     build_skeleton(adapter, model, recipe)
     ties = {}
     # The residual rotation folds the final norm's weight into the head alone.
-    rotated = any(step.name == "rotate_residual" for step in recipe.steps)
+    rotated = recipe.rotates_residual
     if adapter.tied(model) and not rotated and recipe.spec("head.weight") is None and recipe.spec("embedding") is None:
         ties = {f"{head}.weight": f"{embedding}.weight"}
     return Skeleton(model=model, ties=ties, guard=min(before - set(model.state_dict())))

@@ -67,6 +67,13 @@ class BlockConfig:
             shapes |= {"d_norm.weight": (rank,), "B_norm.weight": (state,), "C_norm.weight": (state,)}
         return shapes
 
+    def new_state(self, batch: int, device: torch.device, *, conv_dtype: torch.dtype) -> "MixerState":
+        """A zero state for that many sequences."""
+        return MixerState(
+            conv=torch.zeros(batch, self.d_inner, self.d_conv, dtype=conv_dtype, device=device),
+            ssm=torch.zeros(batch, self.d_inner, self.d_state, dtype=torch.float32, device=device),
+        )
+
 
 @dataclass
 class MixerState:

@@ -77,11 +77,7 @@ class Mixer(nn.Module):
 
     def new_state(self, batch: int, device: torch.device) -> MixerState:
         """A zero state for that many sequences."""
-        c = self.config
-        return MixerState(
-            conv=torch.zeros(batch, c.d_inner, c.d_conv, dtype=self.state_dtype(), device=device),
-            ssm=torch.zeros(batch, c.d_inner, c.d_state, dtype=torch.float32, device=device),
-        )
+        return self.config.new_state(batch, device, conv_dtype=self.state_dtype())
 
     def _see(self, site: str, value: Tensor, mask: Tensor | None) -> None:
         if self.observer is not None:
@@ -121,7 +117,8 @@ class Mixer(nn.Module):
             mask,
             None if state is None else state.conv,
         )
-        x_seen = t.to_x(x)
+        seen = self.folded or self.observer is not None
+        x_seen = t.to_x(x) if seen else x
         self._see("x", x_seen, mask)
         dbc = F.linear(x_seen if self.folded else x, w["x_proj.weight"])
         d, B, C = torch.split(dbc, [c.dt_rank, c.d_state, c.d_state], dim=-1)
@@ -138,7 +135,7 @@ class Mixer(nn.Module):
             x, None, dt, None, w["dt_bias"], A, B, None, C, None, w["D"], z, None, None, c.dtype,
             None if state is None else state.ssm,
         )  # fmt: skip
-        g_seen = t.to_g(g) if self.folded or self.observer is not None else g
+        g_seen = t.to_g(g) if seen else g
         self._see("g", g_seen, mask)
         out = F.linear(g_seen if self.folded else g, w["out_proj.weight"], w.get("out_proj.bias"))
         if not c.residual:

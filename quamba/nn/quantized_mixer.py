@@ -205,11 +205,7 @@ class QuantizedMixer(nn.Module):
 
     def new_state(self, batch: int, device: torch.device) -> MixerState:
         """A zero state for that many sequences."""
-        c = self.config
-        return MixerState(
-            conv=torch.zeros(batch, c.d_inner, c.d_conv, dtype=self.state_dtype(), device=device),
-            ssm=torch.zeros(batch, c.d_inner, c.d_state, dtype=torch.float32, device=device),
-        )
+        return self.config.new_state(batch, device, conv_dtype=self.state_dtype())
 
     def _float(self, like: Tensor) -> torch.dtype:
         """The dtype of what stays float between two ops: float32 on a CPU, where half precision gains nothing."""
