@@ -31,3 +31,7 @@ class DtypeError(QuambaError, TypeError):
 
 class KernelError(QuambaError, RuntimeError):
     """The kernels for a device are not installed, or cannot run there."""
+
+
+class TaskError(QuambaError, ValueError):
+    """An evaluation task, its template or its data is malformed, or cannot be had here."""
