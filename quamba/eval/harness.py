@@ -15,7 +15,7 @@ import datasets
 import lm_eval
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks.wikitext import preprocess_wikitext
@@ -62,7 +62,7 @@ def run(
 
                 if batch_size is not None:
                     (found, _), size = ask(batch_size), batch_size
-                elif PartialState().num_processes > 1:
+                elif Accelerator().num_processes > 1:
                     # lm-eval's search, which agrees on a size with the other processes.
                     found, lm = ask("auto")
                     size = min(lm.batch_sizes.values(), default=1)
@@ -81,12 +81,10 @@ class _LanguageModel(HFLM):
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length,
             softmax_dtype="float32",
         )  # fmt: skip
-        state = PartialState()
-        if state.num_processes > 1:
-            from accelerate import Accelerator
-
-            self.accelerator = Accelerator()
-            self._rank, self._world_size = state.process_index, state.num_processes
+        accelerator = Accelerator()
+        if accelerator.num_processes > 1:
+            self.accelerator = accelerator
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
 
 def _load(task: str | LocalTask) -> dict[str, Any]:
