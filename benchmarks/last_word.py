@@ -16,7 +16,7 @@ from pathlib import Path
 
 END_OF_TEXT = "<|endoftext|>"
 # Where a sentence ends: a full stop, question or exclamation mark, the quotes and brackets that close there, space.
-_SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*\s+")
+_SENTENCE_END = re.compile(r"[.!?][\"'\u201d\u2019)\]]*\s+")
 _WORD = re.compile(r"[A-Za-z]+")
 # Words that something ends with: a sentence, a clause, a speech.
 _LAST_WORD = re.compile(r"(?<=\s)[A-Za-z]+(?=[.,;:!?])")

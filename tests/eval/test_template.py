@@ -129,7 +129,7 @@ def test_parse_task(tmp_path: Path) -> None:
     assert parse_task(f"{tmp_path}/full.json={tmp_path}/other") == LocalTask(full, tmp_path / "other")
     found = parse_task(f"{tmp_path}/bare.json={tmp_path}/data,{tmp_path}/labels")
     assert found == LocalTask(bare, tmp_path / "data", tmp_path / "labels")
-    with pytest.raises(TaskError, match="expected .*=DATA"):
+    with pytest.raises(TaskError, match=r"expected .*=DATA"):
         parse_task(f"{tmp_path}/bare.json")
     with pytest.raises(TaskError, match="found no file"):
         parse_task(f"{tmp_path}/bare.json={tmp_path}/absent")
