@@ -7,6 +7,7 @@ model that is saved is the one calibrated on your text. Without arguments everyt
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def main(
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokens = len(TextPart.parse(str(text)).ids(tokenizer))
     cut = int(share * tokens)
@@ -71,7 +72,7 @@ def main(
     def load() -> Any:
         return AutoModelForCausalLM.from_pretrained(model, dtype="float32").eval()
 
-    console.print(f"{text}: {cut} tokens to calibrate on, {tokens - cut} to judge by")
+    console.print(f"{text}: {cut} tokens to calibrate on, {tokens - cut} to judge by", soft_wrap=True)
     rows = cells(lines_of(run_trials(plan, load, tokenizer)))
     table = Table(*rows[0], title=f"{Path(model).name}: whose text to calibrate on")
     for row in rows[1:]:
