@@ -31,6 +31,7 @@ from quamba.cli.evaluation import (
 from quamba.eval import measure_text, provenance, run_tasks
 from quamba.eval.results import TaskResult, TextResult
 from quamba.eval.tasks import SEEDS
+from quamba.nn.named import device_of
 
 
 def evaluate(
@@ -72,7 +73,7 @@ def evaluate(
             "recipe": None if quantization is None else quantization.recipe.name,
             "model_sha256": provenance.model_sha256(loaded),
             "date": provenance.now(),
-            "hardware": provenance.hardware(loaded.device),
+            "hardware": provenance.hardware(device_of(loaded)),
             "versions": provenance.versions(),
             "seeds": SEEDS,
         }
