@@ -28,6 +28,7 @@ from quamba.cli.evaluation import (
     chosen_tasks,
     chosen_texts,
 )
+from quamba.cli.latency import latency_on
 from quamba.errors import QuambaError
 from quamba.eval import provenance
 from quamba.eval.comparing import run_trials
@@ -126,7 +127,9 @@ def compare(
             calibration = f" on {trial.calibration}" if trial.calibration else ""
             message(f"{trial.name}{calibration}: done, quantized in {trial.seconds:.1f} s")
 
-        trials = run_trials(plan, load, load_tokenizer(model), done=kept.trials, keep=add, batch_size=batch)
+        trials = run_trials(
+            plan, load, load_tokenizer(model), done=kept.trials, keep=add, latency=latency_on(device), batch_size=batch
+        )
         lines = lines_of(trials)
         about = {
             "model": model, **identity, "date": provenance.now(), "hardware": hardware, "versions": versions,
