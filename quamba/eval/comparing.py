@@ -5,9 +5,9 @@ logits of a sample of windows.
 """
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,8 +57,13 @@ def run_trials(
         progress: show progress bars; None shows them on a terminal.
 
     Raises:
-        QuambaError: from reading, quantizing or evaluating; what was kept by then is not lost.
+        QuambaError: from reading, quantizing or evaluating; what was kept by then is not lost. Or there are several
+            processes, of which each would see a part of the tasks.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise QuambaError(
+            f"found {os.environ['WORLD_SIZE']} processes; expected one: compare without accelerate launch"
+        )
     model = load()
     adapter = find_adapter(model)
     pairs = plan.pairs(list(adapter.layers(model)))
@@ -192,7 +197,6 @@ def weight_bytes(model: nn.Module, *, dtype: torch.dtype) -> int:
 
 
 def _calibration(text: TextPart, tokenizer: Any, plan: Plan) -> list[Tensor]:
-    path = Path(text.path)
-    if (path.is_file() and path.suffix in (".txt", ".md", "")) or not text.whole:
-        return list(windows(text.ids(tokenizer), length=plan.seq_len, count=plan.samples))
-    return calibration_sequences(text.path, tokenizer, length=plan.seq_len, count=plan.samples)
+    if text.whole:
+        return calibration_sequences(text.path, tokenizer, length=plan.seq_len, count=plan.samples)
+    return list(windows(text.ids(tokenizer), length=plan.seq_len, count=plan.samples))

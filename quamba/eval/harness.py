@@ -9,6 +9,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cache
 from typing import Any
 
 import datasets
@@ -87,12 +88,18 @@ class _LanguageModel(HFLM):
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
 
+@cache
+def _manager() -> Any:
+    """lm-eval's index of its tasks, which takes seconds to make."""
+    return TaskManager()
+
+
 def _load(task: str | LocalTask) -> dict[str, Any]:
     """lm-eval's task objects, by name; a tag or group gives several."""
     if isinstance(task, LocalTask):
         found = TaskManager(include_defaults=False).load([_definition(task)])["tasks"]
     else:
-        manager = TaskManager()
+        manager = _manager()
         if task not in manager.all_tasks:
             raise TaskError(
                 f"found no task {task!r} in lm-eval {lm_eval.__version__}; expected one of its names, such as "

@@ -208,6 +208,23 @@ def test_malformed_plans_raise(folder: Path, tokenizer: Any, load: Load) -> None
         run_trials(plan_of(folder, "dynamic", "naive", calibrations=()), load, tokenizer)
 
 
+def test_several_processes_raise(folder: Path, tokenizer: Any, load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(QuambaError, match="found 2 processes"):
+        run_trials(plan_of(folder, "dynamic"), load, tokenizer)
+
+
+def test_a_table_of_token_ids_calibrates(folder: Path, tokenizer: Any, load: Load, tmp_path: Path) -> None:
+    rows = [{"input_ids": list(range(n, n + 30))} for n in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    trial = run_trials(
+        plan_of(folder, "naive", calibrations=(TextPart("t", str(tmp_path / "rows.jsonl")),)), load, tokenizer
+    )[1]
+    model = quamba.quantize(load(), [torch.tensor(row["input_ids"]) for row in rows[:3]], "naive")
+    ids = TextPart("", str(folder / "text.txt")).ids(tokenizer)
+    assert trial.texts["rest"].window_nll == perplexity(model, ids[300:], context=64).window_nll.tolist()
+
+
 def test_latencies_are_measured_of_every_model(folder: Path, tokenizer: Any, load: Load) -> None:
     seen: list[Any] = []
 
