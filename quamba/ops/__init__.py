@@ -10,7 +10,7 @@ from quamba.ops.hadamard_quant import hadamard, hadamard_quant
 from quamba.ops.linear import linear
 from quamba.ops.mixer_step import mixer_step
 from quamba.ops.quantize import quantize, quantize_per_token
-from quamba.ops.registry import OPS, Op, reference
+from quamba.ops.registry import OPS, Op, reference, references_forced
 from quamba.ops.rms_norm_quant import rms_norm_quant
 from quamba.ops.selective_scan import selective_scan, selective_scan_step
 
@@ -30,6 +30,7 @@ __all__ = [
     "quantize",
     "quantize_per_token",
     "reference",
+    "references_forced",
     "rms_norm_quant",
     "selective_scan",
     "selective_scan_step",
