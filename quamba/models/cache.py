@@ -46,7 +46,7 @@ def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerSt
 
 
 def bind(cache: Any, layer: int, state: MixerState) -> None:
-    """Make one layer of an unused transformers cache keep its state in the given tensors, and not in some of its own."""
+    """Make one layer of an unused transformers cache keep its state in the given tensors, not in some of its own."""
     entry: Any = cache.layers[layer]
     # Empty ones, so that the cache notes dtype and device and that there are states.
     entry.lazy_initialization(conv_states=state.conv[:0])

@@ -122,7 +122,8 @@ class MambaSsmAdapter(Adapter):
     def tail(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         norm, head = model.get_submodule(self.final_norm(model)), model.get_submodule(self.head(model))
         # The fused norm reads the stream as it is, the plain one in the dtype of its weight.
-        fused, dtype = bool(getattr(model.backbone, "fused_add_norm", False)), norm.weight.dtype
+        fused, weight = bool(getattr(model.backbone, "fused_add_norm", False)), norm.weight
+        dtype: Any = weight.dtype
 
         def logits(stream: Tensor) -> Tensor:
             found: Tensor = head(norm(stream if fused else stream.to(dtype)))

@@ -55,7 +55,7 @@ class Engine:
 
     def captured(self) -> list[Hashable]:
         """The graphs that there are: ("decode", B), ("prefill", B, padded L), ("admit", 1, padded L)."""
-        return [key for graphs in (self._decoding, self._prefilling) if graphs is not None for key in graphs.keys()]
+        return [key for graphs in (self._decoding, self._prefilling) if graphs is not None for key in graphs.keys]
 
     @property
     def slots(self) -> int:

@@ -44,12 +44,13 @@ def generate(model: Any, *args: Any, **options: Any) -> Any:
         owner.note(Counter({f"eager: {reason}": 1}))
         return type(model).generate(model, *args, **options)
     run = _Run(owner, model)
-    stand_in = object.__new__(_stand_in_class(type(model)))
+    model_class: Any = type(model)
+    stand_in: Any = object.__new__(_stand_in_class(model_class))
     object.__setattr__(stand_in, "__dict__", model.__dict__)
     object.__setattr__(stand_in, "_run", run)
     found = None
     try:
-        found = type(model).generate(stand_in, *args, **options)
+        found = model_class.generate(stand_in, *args, **options)
         return found
     finally:
         # Tokens alone do not hold on to the cache.
@@ -88,7 +89,8 @@ class _Run:
 
     def call(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """One call of the model."""
-        ids, kept = options.get("input_ids"), options.get(CACHE)
+        ids: Any = options.get("input_ids")
+        kept = options.get(CACHE)
         reason = self._unknown(args, options)
         if reason is None and self._cache is None:
             reason = self._start(kept, ids)
@@ -108,14 +110,20 @@ class _Run:
 
     def _unknown(self, args: tuple[Any, ...], options: dict[str, Any]) -> str | None:
         """What the engine does not do."""
-        asked = [name for name, value in options.items() if name not in _KNOWN and value is not None and value is not False]
+        asked = [
+            name for name, value in options.items() if name not in _KNOWN and value is not None and value is not False
+        ]
         if args or asked:
             return f"{', '.join(asked) or 'positional arguments'} in the call"
         if self.model.config.output_hidden_states:
             return "config.output_hidden_states"
         if not isinstance(options.get("input_ids"), Tensor) or options.get(CACHE) is None:
             return "no input_ids, or no cache (use_cache=False)"
-        if options.get("use_cache") is False or options.get("return_dict") is False or options.get("logits_to_keep") != 1:
+        if (
+            options.get("use_cache") is False
+            or options.get("return_dict") is False
+            or options.get("logits_to_keep") != 1
+        ):
             return "use_cache, return_dict or logits_to_keep in the call"
         return None
 

@@ -42,6 +42,7 @@ class Graphs:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._kept
 
+    @property
     def keys(self) -> list[Hashable]:
         """What is captured, the least recently used first."""
         return list(self._kept)
@@ -91,7 +92,7 @@ class Graphs:
     ) -> _Captured:
         with _CAPTURING:
             here = torch.cuda.current_stream(self.device)
-            aside = torch.cuda.Stream(self.device)
+            aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
             aside.wait_stream(here)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(aside):

@@ -112,7 +112,9 @@ class Session:
         """
         with self._lock:
             if tokens.dim() != 1 or not 1 <= tokens.shape[0] <= self.max_batch:
-                raise SizeError(f"found tokens of shape {tuple(tokens.shape)}; expected (B,), B from 1 to {self.max_batch}")
+                raise SizeError(
+                    f"found tokens of shape {tuple(tokens.shape)}; expected (B,), B from 1 to {self.max_batch}"
+                )
             _check_integer(tokens, "tokens")
             return self._engine.decode(tokens)
 

@@ -70,7 +70,10 @@ class States:
         """
         expected = self._named()
         if set(tensors) != set(expected):
-            raise SizeError(f"found states {_some(tensors)}; expected exactly {_some(expected)}")
+            missing, surplus = _some(set(expected) - set(tensors)), _some(set(tensors) - set(expected))
+            raise SizeError(
+                f"found states without {missing} and with {surplus}; expected exactly the model's {len(expected)}"
+            )
         for name, own in expected.items():
             shape = (len(slots), *own.shape[1:])
             if tuple(tensors[name].shape) != shape:
@@ -89,4 +92,4 @@ class States:
 
 def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
-    return f"{listed[:4]}{f' and {len(listed) - 4} more' if len(listed) > 4 else ''}"
+    return f"{listed[:4] or 'nothing'}{f' and {len(listed) - 4} more' if len(listed) > 4 else ''}"

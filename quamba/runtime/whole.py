@@ -38,7 +38,9 @@ class WholeModel:
         """Go on with all sequences by one token each, (B,); (B, V) logits."""
         if self._mask is None or self._mask.shape[0] != tokens.shape[0]:
             found = 0 if self._mask is None else self._mask.shape[0]
-            raise SizeError(f"found {tokens.shape[0]} tokens for {found} sequences; expected one for each: prefill first")
+            raise SizeError(
+                f"found {tokens.shape[0]} tokens for {found} sequences; expected one for each: prefill first"
+            )
         self._mask = torch.cat([self._mask, self._mask.new_ones(tokens.shape[0], 1)], dim=1)
         return self._run(tokens.to(self.device, torch.int64)[:, None])
 
