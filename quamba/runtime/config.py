@@ -27,8 +27,8 @@ class RuntimeConfig:
 
     graphs: bool = True
     generate_on: tuple[str, ...] = ("cuda",)
-    prefill_lengths: tuple[int, ...] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-    prefill_tokens: int = 1024
+    prefill_lengths: tuple[int, ...] = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+    prefill_tokens: int = 2048
     prefill_uses: int = 2
     prefill_graphs: int = 8
     decode_graphs: int = 16

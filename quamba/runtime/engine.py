@@ -163,7 +163,7 @@ class Engine:
 
 
 def _padded(input_ids: Tensor, mask: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
-    """A prompt and its mask, int64, padded on the left."""
+    """A prompt and its mask, bool as the kernels read it, padded on the left."""
     missing = length - input_ids.shape[1]
-    mask = torch.ones_like(input_ids) if mask is None else mask.to(torch.int64)
+    mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.to(torch.bool)
     return F.pad(input_ids, (missing, 0)), F.pad(mask, (missing, 0))

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from quamba import ops
 from quamba.errors import UnsupportedModelError
 from quamba.models.adapter import Shell, find_adapter, quantized_layers
+from quamba.nn import stack
 from quamba.nn.config import MixerState
 
 
@@ -49,6 +51,7 @@ class Program:
         self.tail = tail
         self.device: torch.device = devices.pop()
         self._mixers = list(self.layers.values())
+        self._stacked = stack.serves(self._mixers, self.device)
         self._holders = [holder for module in self._modules for holder in module.modules()]
         self._pointers = self._found_pointers()
 
@@ -77,7 +80,10 @@ class Program:
         Returns:
             (B, V) logits.
         """
-        return self.tail(self._blocks(self.embedding(tokens[:, None]), None, states))[:, -1]
+        stream = self.embedding(tokens[:, None])
+        if self._stacked and not ops.references_forced():
+            return self.tail(stack.run(self._mixers, stream[:, 0], states))  # type: ignore[arg-type]
+        return self.tail(self._blocks(stream, None, states))[:, -1]
 
     def prefill(self, input_ids: Tensor, mask: Tensor | None, states: Sequence[MixerState]) -> Tensor:
         """Whole prompts.

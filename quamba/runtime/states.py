@@ -11,7 +11,7 @@ from quamba.nn.config import MixerState
 
 
 class States:
-    """One MixerState (slots, ...) per layer, zero at first."""
+    """One MixerState (slots, ...) per layer, zero at first; views of one tensor for all layers of a kind."""
 
     def __init__(self, layers: Mapping[int, AnyMixer], slots: int, device: torch.device) -> None:
         """Allocate.
@@ -22,12 +22,15 @@ class States:
             device: where.
         """
         self.slots = slots
-        self.by_layer = {layer: mixer.new_state(slots, device) for layer, mixer in layers.items()}
+        shapes = {layer: mixer.new_state(slots, torch.device("meta")) for layer, mixer in layers.items()}
+        convs, self._convs = _stacked({layer: state.conv for layer, state in shapes.items()}, device)
+        ssms, self._ssms = _stacked({layer: state.ssm for layer, state in shapes.items()}, device)
+        self.by_layer = {layer: MixerState(conv=convs[layer], ssm=ssms[layer]) for layer in layers}
         self._rows: dict[int, list[MixerState]] = {}
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors, convolution and scan in turn."""
+        """All layers' tensors, convolution and scan in turn."""
         return [tensor for state in self.by_layer.values() for tensor in (state.conv, state.ssm)]
 
     @property
@@ -45,12 +48,13 @@ class States:
 
     def zero(self, slots: int | None = None) -> None:
         """Clear the first so many slots, or all."""
-        count = self.slots if slots is None else slots
-        torch._foreach_zero_([tensor for state in self.first(count) for tensor in (state.conv, state.ssm)])
+        for whole in (*self._convs, *self._ssms):
+            whole[:, :slots].zero_()
 
     def copy_slot(self, slot: int, source: "States") -> None:
-        """Put the first slot of other states into a slot of these."""
-        torch._foreach_copy_([tensor[slot] for tensor in self.tensors], [tensor[0] for tensor in source.tensors])
+        """Put the first slot of other states of the same layers into a slot of these."""
+        for whole, other in zip((*self._convs, *self._ssms), (*source._convs, *source._ssms), strict=True):
+            whole[:, slot].copy_(other[:, 0])
 
     def export(self, slots: Sequence[int]) -> dict[str, Tensor]:
         """Copies of some slots, on the same device: "layers.<i>.conv" (n, D, K) and "layers.<i>.ssm" (n, D, N)."""
@@ -88,6 +92,20 @@ class States:
         for layer, state in self.by_layer.items():
             named[f"layers.{layer}.conv"], named[f"layers.{layer}.ssm"] = state.conv, state.ssm
         return named
+
+
+def _stacked(shapes: Mapping[int, Tensor], device: torch.device) -> tuple[dict[int, Tensor], list[Tensor]]:
+    """For each layer a zero tensor like its own, and the (layers, ...) tensors of which they are views."""
+    kinds: dict[object, list[int]] = {}
+    for layer, like in shapes.items():
+        kinds.setdefault((like.shape, like.dtype), []).append(layer)
+    views: dict[int, Tensor] = {}
+    wholes = []
+    for layers in kinds.values():
+        like = shapes[layers[0]]
+        wholes.append(torch.zeros(len(layers), *like.shape, dtype=like.dtype, device=device))
+        views.update(zip(layers, wholes[-1], strict=True))
+    return views, wholes
 
 
 def _some(names: Iterable[str]) -> str:
