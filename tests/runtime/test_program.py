@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from quamba import ops
 from quamba.errors import UnsupportedModelError
 from quamba.models import find_adapter
+from quamba.nn import stack
 from quamba.runtime.program import Program
 from quamba.runtime.states import States
 from tests.models.mamba_ssm_stand_in import MambaConfig, MambaLMHeadModel
@@ -51,6 +53,22 @@ def test_padding_on_the_left_changes_no_bit(family: str, recipe: str) -> None:
     else:
         assert torch.equal(found, expected)
         assert all(torch.equal(a, b) for a, b in zip(padded.tensors, plain.tensors, strict=True))
+
+
+@torch.no_grad()
+def test_a_stack_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = make("mamba-biased", dtype=torch.bfloat16), token_ids(2, 6)
+    one_by_one = Program(model)
+    monkeypatch.setattr("quamba.nn.stack.serves", lambda mixers, device: True)
+    together, calls = Program(model), []
+    run = stack.run
+    monkeypatch.setattr("quamba.nn.stack.run", lambda *args: calls.append(1) or run(*args))
+    a, b = fresh(one_by_one, 2), fresh(together, 2)
+    for t in range(6):
+        assert torch.equal(together.step(ids[:, t], b.first(2)), one_by_one.step(ids[:, t], a.first(2)))
+    with ops.reference():
+        together.step(ids[:, 0], b.first(2))
+    assert len(calls) == 6
 
 
 @torch.no_grad()
