@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Captures of several threads would meet in the caching allocator: one at a time in the process.
+# Captures of several threads would meet in the caching allocator, and none may come while another synchronizes the
+# device: one at a time in the process.
 _CAPTURING = threading.Lock()
 
 
@@ -36,9 +37,6 @@ class Graphs:
         self.pool = pool
         self._kept: OrderedDict[Hashable, _Captured] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
     def __contains__(self, key: Hashable) -> bool:
         return key in self._kept
 
@@ -46,12 +44,6 @@ class Graphs:
     def keys(self) -> list[Hashable]:
         """What is captured, the least recently used first."""
         return list(self._kept)
-
-    def clear(self) -> None:
-        """Drop all graphs, once what they may be running is done."""
-        if self._kept:
-            torch.cuda.synchronize(self.device)
-        self._kept.clear()
 
     def run(
         self,
@@ -75,11 +67,12 @@ class Graphs:
             pool may overwrite it.
         """
         if key not in self._kept:
-            if len(self._kept) >= self.keep:
-                # A graph must not go while it runs.
-                torch.cuda.synchronize(self.device)
-                self._kept.popitem(last=False)
-            self._kept[key] = self._capture(tuple(tensor.clone() for tensor in inputs), body=body, warm_up=warm_up)
+            with _CAPTURING:
+                if len(self._kept) >= self.keep:
+                    # A graph must not go while it runs.
+                    torch.cuda.synchronize(self.device)
+                    self._kept.popitem(last=False)
+                self._kept[key] = self._capture(tuple(tensor.clone() for tensor in inputs), body=body, warm_up=warm_up)
         self._kept.move_to_end(key)
         kept = self._kept[key]
         for static, tensor in zip(kept.inputs, inputs, strict=True):
@@ -90,23 +83,22 @@ class Graphs:
     def _capture(
         self, inputs: tuple[Tensor, ...], *, body: Callable[..., Tensor], warm_up: Callable[..., object]
     ) -> _Captured:
-        with _CAPTURING:
-            here = torch.cuda.current_stream(self.device)
-            aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-            aside.wait_stream(here)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.stream(aside):
-                warm_up(*inputs)
-                aside.synchronize()
-                # Not torch.cuda.graph: its garbage collection and emptying of the cache take longer than a capture.
-                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
-                try:
-                    out = body(*inputs)
-                except BaseException:
-                    # The capture has failed with the body; what ends it says so once more.
-                    with contextlib.suppress(RuntimeError):
-                        graph.capture_end()
-                    raise
-                graph.capture_end()
-            here.wait_stream(aside)
+        here = torch.cuda.current_stream(self.device)
+        aside = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        aside.wait_stream(here)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(aside):
+            warm_up(*inputs)
+            aside.synchronize()
+            # Not torch.cuda.graph: its garbage collection and emptying of the cache take longer than a capture.
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")  # type: ignore[arg-type]
+            try:
+                out = body(*inputs)
+            except BaseException:
+                # The capture has failed with the body; what ends it says so once more.
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        here.wait_stream(aside)
         return _Captured(graph=graph, inputs=inputs, out=out)

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -176,9 +175,6 @@ class Session:
     def _stack(self, what: str) -> Engine:
         if isinstance(self._engine, Engine):
             return self._engine
-        self._no_slots(what)
-
-    def _no_slots(self, what: str) -> NoReturn:
         raise UnsupportedModelError(
             f"found {what} on a {type(self.model).__name__}, whose attention layers keep the past of a whole batch; "
             "expected prefill, decode and reset alone"
