@@ -11,6 +11,10 @@ from quamba.nn.config import MixerState
 from quamba.nn.mixer import Mixer
 from quamba.nn.quantized_mixer import QuantizedMixer
 from quamba.ops.mixer_step import packed
+from quamba.ops.mixers_step import CUDA_TOKENS
+
+# Sequences in a call of `run`; beyond, a CUDA device is faster with the mixers one by one.
+MOST_TOKENS = CUDA_TOKENS
 
 
 def serves(mixers: Sequence[Mixer | QuantizedMixer], device: torch.device) -> bool:
@@ -32,7 +36,7 @@ def run(mixers: Sequence[QuantizedMixer], hidden: Tensor, states: Sequence[Mixer
 
     Args:
         mixers: consecutive blocks.
-        hidden: (B, E) any float dtype.
+        hidden: (B, E) any float dtype; on CUDA, B at most MOST_TOKENS.
         states: of B sequences, one per mixer; updated in place.
 
     Returns:

@@ -81,7 +81,7 @@ class Program:
             (B, V) logits.
         """
         stream = self.embedding(tokens[:, None])
-        if self._stacked and not ops.references_forced():
+        if self._stacked and tokens.shape[0] <= stack.MOST_TOKENS and not ops.references_forced():
             return self.tail(stack.run(self._mixers, stream[:, 0], states))  # type: ignore[arg-type]
         return self.tail(self._blocks(stream, None, states))[:, -1]
 
