@@ -35,3 +35,7 @@ class KernelError(QuambaError, RuntimeError):
 
 class TaskError(QuambaError, ValueError):
     """An evaluation task, its template or its data is malformed, or cannot be had here."""
+
+
+class RuntimeConfigError(QuambaError, ValueError):
+    """A setting of quamba.runtime or quamba.bench is unknown or out of range."""

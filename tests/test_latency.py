@@ -1,8 +1,5 @@
 """What `quamba compare` says of latencies."""
 
-from importlib.util import find_spec
-
-import pytest
 import torch
 
 import quamba
@@ -12,11 +9,10 @@ from tests.tiny import make_model
 
 def test_only_a_gpu_is_timed() -> None:
     assert latency_on("cpu") is None
-    assert latency_on("cuda:0") is (latency if find_spec("quamba.bench") else None)
+    assert latency_on("cuda:0") is (latency)
 
 
 def test_a_quantized_model_is_timed_and_a_float_one_is_not() -> None:
-    pytest.importorskip("quamba.bench", reason="this version has no quamba.bench")
     assert latency(make_model("mamba")) == {}
     found = latency(quamba.quantize(make_model("mamba"), [torch.arange(40)]))
     assert set(found) == {"TTFT", "TPOT"}

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from quamba.cli.bench import bench
 from quamba.cli.compare import compare
 from quamba.cli.evaluate import evaluate
 from quamba.cli.generate import generate
@@ -26,6 +27,7 @@ app.command("eval")(evaluate)
 app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
+app.command("bench")(bench)
 
 
 def _version(wanted: bool) -> None:
