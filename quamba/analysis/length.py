@@ -50,7 +50,8 @@ def position_errors(opened_model: OpenModel, others: Mapping[str, nn.Module], da
     signal: Tensor | None = None
     sequences = 0
     for batch in batches(data, samples=None, device=opened_model.device):
-        for ids in batch.input_ids.split(1):
+        for row in range(batch.rows):
+            ids = batch.input_ids[row : row + 1]
             if batch.mask is not None or (signal is not None and ids.shape[1] != signal.shape[0]):
                 raise CalibrationError("found sequences with padding or of several lengths; expected one length")
             hidden = adapter.run_backbone(opened_model.model, ids, None)[0]

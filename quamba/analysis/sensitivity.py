@@ -22,6 +22,7 @@ from quamba.errors import RecipeError
 from quamba.eval.perplexity import CachedLogits, compare
 from quamba.nn.ends import QuantizedEmbedding, QuantizedHead
 from quamba.nn.quantized_mixer import QuantizedMixer
+from quamba.progress import track
 from quamba.recipe import BLOCK_ACTIVATIONS, BLOCK_WEIGHTS, MODEL_ADDRESSES, BlockFormat, QuantSpec
 
 BLOCK_TENSORS = (*BLOCK_ACTIVATIONS[:-1], "y", "g", *BLOCK_WEIGHTS)
@@ -160,6 +161,7 @@ def tensor_costs(
     *,
     names: Sequence[str] = TENSORS,
     batch_size: int = 8,
+    progress: bool | None = None,
 ) -> list[Cost]:
     """Perplexity and KL with one tensor quantized, in all layers at once where it is one of a block.
 
@@ -169,6 +171,7 @@ def tensor_costs(
         input_ids: int64 (T,).
         names: which tensors.
         batch_size: windows per forward pass.
+        progress: show a progress bar; None shows it on a terminal.
 
     Raises:
         RecipeError: a name is not in TENSORS.
@@ -176,7 +179,7 @@ def tensor_costs(
     """
     _known(names, TENSORS)
     found = []
-    for name in names:
+    for name in track(list(names), f"one tensor of {study.recipe.name}", show=progress):
         mixers: dict[int, nn.Module] = {}
         ends: dict[str, nn.Module] = {}
         if name in MODEL_ADDRESSES:
@@ -188,7 +191,9 @@ def tensor_costs(
             continue
         with replaced(study.opened, mixers, ends):
             found.append(
-                cost(study.opened.model, reference, input_ids, recipe=study.recipe.name, name=name, batch_size=batch_size)
+                cost(
+                    study.opened.model, reference, input_ids, recipe=study.recipe.name, name=name, batch_size=batch_size
+                )
             )
     return found
 
@@ -211,9 +216,33 @@ def cost(
     )
 
 
+# Which steps of a recipe change what a tensor is quantized as; the others are of no consequence to it.
+_STEPS_OF = {
+    **dict.fromkeys(("u", "in_proj"), ("smooth_input",)),
+    **dict.fromkeys(("x", "x_proj"), ("rotate_x",)),
+    **dict.fromkeys(("g", "out_proj"), ("smooth_output", "rotate_output")),
+}
+
+
+def quantized_alike(study: Study, other: Study, name: str) -> bool:
+    """Whether two recipes on one model do the same to one tensor of TENSORS, if it is the only one they quantize."""
+    if name == "y":
+        return True
+    ones, others = study.recipe, other.recipe
+    if name in MODEL_ADDRESSES:
+        return ones.spec(name) == others.spec(name)
+    for layer in study.opened.layers:
+        mine, theirs = ones.block(layer), others.block(layer)
+        if _spec(mine, name) != _spec(theirs, name):
+            return False
+        if any(mine.step(step) != theirs.step(step) for step in _STEPS_OF.get(name, ())):
+            return False
+    return True
+
+
 def single_tensor_format(format: BlockFormat, name: str) -> BlockFormat | None:
     """The block's format with one tensor quantized and all steps kept; None where the format keeps it in float."""
-    if (format.activations.get(name) or format.weights.get(name)) is None:
+    if _spec(format, name) is None:
         return None
 
     def alone(specs: Mapping[str, QuantSpec | None]) -> dict[str, QuantSpec | None]:
@@ -233,9 +262,7 @@ def single_tensor_mixer(study: Study, layer: int, name: str) -> nn.Module | None
         return None
     prefix = f"layers.{layer}."
     alphas = {a.removeprefix(prefix): alpha for a, alpha in study.alphas.items() if a.startswith(prefix)}
-    return fill_mixer(
-        QuantizedMixer(source.config, format), source, transforms=study.transforms[layer], alphas=alphas
-    )
+    return fill_mixer(QuantizedMixer(source.config, format), source, transforms=study.transforms[layer], alphas=alphas)
 
 
 class _QuantizedInput(nn.Module):
@@ -279,6 +306,10 @@ def single_tensor_end(study: Study, name: str) -> dict[str, nn.Module]:
     )
     head.fill(original.weight, bias=original.bias, input_scale=None)
     return {module_name: head}
+
+
+def _spec(format: BlockFormat, name: str) -> QuantSpec | None:
+    return format.activations[name] if name in format.activations else format.weights[name]
 
 
 def _owns_residual(opened: OpenModel, layer: int) -> bool:

@@ -31,7 +31,7 @@ class Scan:
     A: Tensor
 
 
-class ScanTap(TorchDispatchMode):
+class ScanTap(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While active, hands every selective scan over a sequence to `see`, and may quantize its output.
 
     Single decoding steps have an op of their own and are not seen; nor is anything inside `ops.reference()`.
@@ -44,7 +44,7 @@ class ScanTap(TorchDispatchMode):
             see: called with every scan, after y is quantized; or None.
             y_scale: float32 () or (D,): quantize y to int8 and back before the gate; None leaves it.
         """
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.see = see
         self.y_scale = y_scale
 

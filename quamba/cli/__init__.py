@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from quamba.cli.analyze import analyze
 from quamba.cli.evaluate import evaluate
 from quamba.cli.generate import generate
 from quamba.cli.inspect import inspect
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize)
 app.command("eval")(evaluate)
+app.command("analyze")(analyze)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 
