@@ -2,7 +2,7 @@
 
 from quamba.analysis.figures.canvas import png
 from quamba.analysis.figures.outliers import channels, tails
-from quamba.analysis.figures.pareto import frontier, pareto
+from quamba.analysis.figures.pareto import frontier, pareto, rows_of_comparison
 from quamba.analysis.figures.sensitivity import costs, error_map, error_over_time
 from quamba.analysis.figures.sequence import position_errors
 from quamba.analysis.figures.systems import decay, error_bounds
@@ -18,5 +18,6 @@ __all__ = [
     "pareto",
     "png",
     "position_errors",
+    "rows_of_comparison",
     "tails",
 ]

@@ -28,7 +28,7 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Any:
         raise QuambaError("found no rows to draw; expected at least one")
     timed = [row for row in checked if row["ms"] is not None]
     figure, (axes,) = panels(1, 2 if timed else 1, size=(9.5 if timed else 6, 4), sharey=True)
-    looks = {row["name"]: (COLOURS[i % 6], MARKERS[i // 6 % 6]) for i, row in enumerate(checked)}
+    looks = {row["name"]: (COLOURS[i % 6], MARKERS[(i + i // 6) % 6]) for i, row in enumerate(checked)}
     _trade(axes[0], checked, looks, key="bytes", unit=1e6)
     axes[0].set_xlabel("size of the weights [MB]")
     if timed:
@@ -39,6 +39,45 @@ def pareto(rows: Sequence[Mapping[str, Any]]) -> Any:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
     return figure
+
+
+def rows_of_comparison(
+    content: Mapping[str, Any], text: str | None = None, *, latency: str | None = None
+) -> list[dict[str, Any]]:
+    """The rows for `pareto` from what `quamba compare --json` prints.
+
+    Args:
+        content: the JSON object.
+        text: name of the text; None for the first.
+        latency: name of the latency that gives "ms"; None for none.
+
+    Raises:
+        QuambaError: the object is of another form, or has no such text or latency.
+    """
+    try:
+        lines = content["lines"]
+        text = next(iter(lines[0]["texts"])) if text is None else text
+        several = len({line["calibration"] for line in lines} - {None}) > 1
+        rows = []
+        for line in lines:
+            # The baseline has no difference to itself.
+            increase = line["texts"][text]["increase"] or {"mean": 0.0, "low": 0.0, "high": 0.0}
+            row = {
+                "name": f"{line['recipe']}, {line['calibration']}" if several else line["recipe"],
+                "increase_percent": 100 * increase["mean"],
+                "low_percent": 100 * increase["low"],
+                "high_percent": 100 * increase["high"],
+                "bytes": line["bytes"],
+            }
+            rows.append(
+                row if latency is None else row | {"ms": line["latency"][latency], "ms_label": f"{latency} [ms]"}
+            )
+        return rows
+    except (KeyError, IndexError, TypeError, StopIteration) as error:
+        raise QuambaError(
+            f"found a comparison without {error}; expected what `quamba compare --json` prints, with the text "
+            f"{text!r} and the latency {latency!r} in every line"
+        ) from error
 
 
 def _trade(axes: Any, rows: list[dict[str, Any]], looks: dict[str, tuple[str, str]], *, key: str, unit: float) -> None:
@@ -58,7 +97,7 @@ def _trade(axes: Any, rows: list[dict[str, Any]], looks: dict[str, tuple[str, st
         axes.set_yscale("symlog", linthresh=0.1)
         ticks = [tick for tick in (0, 0.1, 1, 10, 100) if tick <= 2 * max(spread)]
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.set_ylim(bottom=min(-0.05, 1.5 * min(spread)))
+        axes.set_ylim(min(-0.05, 1.5 * min(spread)), 1.8 * max(spread))
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
