@@ -63,7 +63,9 @@ def rows_of_comparison(
             # The baseline has no difference to itself.
             increase = line["texts"][text]["increase"] or {"mean": 0.0, "low": 0.0, "high": 0.0}
             row = {
-                "name": f"{line['recipe']}, {line['calibration']}" if several else line["recipe"],
+                "name": f"{line['recipe']}, {line['calibration']}"
+                if several and line["calibration"]
+                else line["recipe"],
                 "increase_percent": 100 * increase["mean"],
                 "low_percent": 100 * increase["low"],
                 "high_percent": 100 * increase["high"],
