@@ -206,4 +206,4 @@ def _processor(device: torch.device) -> str:
     except OSError:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0] if named else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{named[0] if named else platform.processor()}, threads: {torch.get_num_threads()}"
