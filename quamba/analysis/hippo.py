@@ -26,6 +26,8 @@ from quamba import numerics
 from quamba.errors import QuambaError
 
 SYSTEMS = ("LegT", "LegS")
+# Steps in LegT's window.
+_WINDOW = 256
 # Doublings of the Lyapunov series: 2^40 steps.
 _DOUBLINGS = 40
 
@@ -91,9 +93,6 @@ def steps(system: str, *, states: int, length: int) -> Iterator[tuple[Tensor, Te
     else:
         a, b = legs(states)
         yield from (_bilinear(a, b, 1 / t) for t in range(1, length + 1))
-
-
-_WINDOW = 256
 
 
 def _bilinear(a: Tensor, b: Tensor, dt: float) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,10 @@
 
 import base64
 import html
+import io
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -121,12 +123,20 @@ def write(found: Analysis, out: Path, *, title: str) -> dict[str, Any]:
     content = summary(found) | {"title": title}
     with replacing(out, names.__contains__) as new:
         for section, image in parts:
-            (new / f"{section.name}.png").write_bytes(image)
-        (new / REPORT).write_text(_html(found, parts, title=title), encoding="utf-8")
-        (new / SUMMARY).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        # A file's times would make equal arrays unequal files; savez writes none.
-        np.savez_compressed(new / ARRAYS, **arrays(found))
+            _put(new / f"{section.name}.png", image)
+        _put(new / REPORT, _html(found, parts, title=title).encode())
+        _put(new / SUMMARY, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        packed = io.BytesIO()
+        np.savez_compressed(packed, **arrays(found))
+        _put(new / ARRAYS, packed.getvalue())
     return content
+
+
+def _put(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def arrays(found: Analysis) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import copy
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,22 @@ from quamba.analysis.hippo import SYSTEMS, Bound, error_bound
 from quamba.analysis.length import PositionErrors, position_errors
 from quamba.analysis.outliers import Outliers, outliers
 from quamba.analysis.sensitivity import (
-    TENSORS,
     BlockErrors,
     Cost,
     block_errors,
     cost,
-    quantized_alike,
     tensor_costs,
 )
-from quamba.analysis.study import OpenModel, Study, opened, study
-from quamba.errors import CalibrationError
+from quamba.analysis.single import TENSORS, quantized_alike
+from quamba.analysis.study import OpenModel, Study, check_separable, opened, study
+from quamba.errors import CalibrationError, RecipeError
 from quamba.eval.perplexity import CachedLogits, cache_logits
 from quamba.models.adapter import model_type_of
+from quamba.recipe import Recipe
 from quamba.recipes import DEFAULT_RECIPE, get_recipe
 from quamba.text import windows
+
+RECIPES = ("naive", DEFAULT_RECIPE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,6 @@ class Settings:
     """How much is measured.
 
     Attributes:
-        recipes: names of quamba.RECIPES; the last one's coordinates are those of "g*" among the outliers.
         context: tokens per sequence of calibration, of the blocks' errors and of perplexity.
         calibration_sequences: how many of `context` tokens.
         windows: of `context` tokens, for perplexity and KL.
@@ -49,7 +50,6 @@ class Settings:
         batch_size: windows per forward pass.
     """
 
-    recipes: tuple[str, ...] = ("naive", DEFAULT_RECIPE)
     context: int = 512
     calibration_sequences: int = 64
     windows: int = 48
@@ -92,6 +92,7 @@ def analyze(
     calibration: Tensor,
     evaluation: Tensor,
     *,
+    recipes: Sequence[str | Recipe] = RECIPES,
     settings: Settings | None = None,
     progress: bool | None = None,
 ) -> Analysis:
@@ -104,15 +105,22 @@ def analyze(
         model: a causal language model that `quamba.quantize` takes; float32 tells quantization from other rounding.
         calibration: int64 (T,), at least one sequence of `context` tokens.
         evaluation: int64 (T,), at least `settings.evaluation_tokens`, from elsewhere than the calibration.
+        recipes: names, or recipes with names of their own; the last one's coordinates are those of "g*" among the
+            outliers.
         settings: how much is measured; None for the defaults.
         progress: show progress bars; None shows them on a terminal.
 
     Raises:
         UnsupportedModelError: quamba does not know the model, or it is quantized.
-        RecipeError: a recipe does not exist, or rotates the residual stream.
+        RecipeError: a recipe does not exist, rotates the residual stream, or shares its name with another.
         CalibrationError: a text is too short, or the model produced NaN.
     """
     settings = settings or Settings()
+    chosen = {recipe.name: recipe for recipe in map(get_recipe, recipes)}
+    if not chosen or len(chosen) < len(recipes):
+        raise RecipeError(f"found recipes of the names {list(chosen)}; expected one or more, each with its own name")
+    for recipe in chosen.values():
+        check_separable(recipe)
     if evaluation.shape[0] < settings.evaluation_tokens:
         raise CalibrationError(
             f"found {evaluation.shape[0]} tokens to evaluate on; expected at least {settings.evaluation_tokens}: "
@@ -125,11 +133,11 @@ def analyze(
     long = evaluation[: settings.long_sequences * settings.long_context].view(settings.long_sequences, -1)
     ids = evaluation[: settings.windows * settings.context]
     quantized = {
-        name: quamba.quantize(copy.deepcopy(model), calibration_batches, name, samples=None, progress=progress)
-        for name in settings.recipes
+        name: quamba.quantize(copy.deepcopy(model), calibration_batches, recipe, samples=None, progress=progress)
+        for name, recipe in chosen.items()
     }
     with opened(model) as open_model:
-        studies = [study(open_model, get_recipe(n), calibration_batches, progress=progress) for n in settings.recipes]
+        studies = [study(open_model, own, calibration_batches, progress=progress) for own in chosen.values()]
         reference = cache_logits(
             model, ids, context=settings.context, batch_size=settings.batch_size, progress=progress
         )
@@ -143,7 +151,13 @@ def analyze(
             bounds=tuple(error_bound(system) for system in SYSTEMS),
             positions=position_errors(open_model, quantized, [long]),
         )
-        about = _about(open_model, settings, calibration_tokens=sequences.numel(), evaluation_tokens=ids.numel())
+        about = _about(
+            open_model,
+            settings,
+            recipes=[recipe.to_dict() for recipe in chosen.values()],
+            calibration_tokens=sequences.numel(),
+            evaluation_tokens=ids.numel(),
+        )
     return replace(found, about=about | {"seconds": round(time.perf_counter() - start, 1)})
 
 
@@ -177,7 +191,12 @@ def _costs(
 
 
 def _about(
-    open_model: OpenModel, settings: Settings, *, calibration_tokens: int, evaluation_tokens: int
+    open_model: OpenModel,
+    settings: Settings,
+    *,
+    recipes: list[dict[str, Any]],
+    calibration_tokens: int,
+    evaluation_tokens: int,
 ) -> dict[str, Any]:
     return {
         "model_type": model_type_of(open_model.model),
@@ -186,6 +205,7 @@ def _about(
         "mamba_layers": len(open_model.layers),
         "calibration_tokens": calibration_tokens,
         "evaluation_tokens": evaluation_tokens,
+        "recipes": recipes,
         "settings": asdict(settings),
         "date": time.strftime("%Y-%m-%d"),
         "device": f"{open_model.device.type}: {_processor(open_model.device)}",

@@ -105,6 +105,15 @@ class Study:
     y_alphas: Mapping[int, Tensor]
 
 
+def check_separable(recipe: Recipe) -> None:
+    """Raise RecipeError for a recipe whose tensors cannot be quantized one at a time."""
+    if recipe.rotates_residual:
+        raise RecipeError(
+            f"found recipe {recipe.name!r}, which rotates the residual stream; expected one whose sites can be "
+            "quantized one at a time"
+        )
+
+
 @torch.no_grad()
 def study(opened_model: OpenModel, recipe: Recipe, calib_data: Iterable[Any], *, progress: bool | None = None) -> Study:
     """Calibrate a recipe without converting anything.
@@ -120,11 +129,7 @@ def study(opened_model: OpenModel, recipe: Recipe, calib_data: Iterable[Any], *,
             override matches nothing.
         CalibrationError: the data is malformed or empty, or the model produced NaN on it.
     """
-    if recipe.rotates_residual:
-        raise RecipeError(
-            f"found recipe {recipe.name!r}, which rotates the residual stream; expected one whose sites can be "
-            "quantized one at a time"
-        )
+    check_separable(recipe)
     model, adapter, mixers = opened_model.model, opened_model.adapter, opened_model.mixers
     recipe.check(mixers)
     data = KeptBatches(calib_data, samples=None, device=opened_model.device)

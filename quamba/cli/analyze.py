@@ -14,6 +14,7 @@ from quamba.cli.common import (
     DtypeOption,
     JsonOption,
     ModelArgument,
+    chosen_recipe,
     load_model,
     load_tokenizer,
     message,
@@ -21,8 +22,8 @@ from quamba.cli.common import (
     print_json,
     reporting,
 )
-from quamba.errors import QuambaError, RecipeError
-from quamba.recipes import DEFAULT_RECIPE, get_recipe
+from quamba.errors import QuambaError
+from quamba.recipes import DEFAULT_RECIPE, RECIPES
 from quamba.text import read_ids
 
 
@@ -40,7 +41,11 @@ def analyze(
         ),
     ] = None,
     recipe: Annotated[
-        list[str] | None, typer.Option(help=f"What to analyze; repeatable; by default naive and {DEFAULT_RECIPE}.")
+        list[str] | None,
+        typer.Option(
+            help=f"One of {', '.join(RECIPES)}, or a JSON file with a recipe; repeatable; by default naive and "
+            f"{DEFAULT_RECIPE}."
+        ),
     ] = None,
     context: Annotated[int, typer.Option(min=2, help="Tokens per sequence.")] = 512,
     samples: Annotated[int, typer.Option(min=1, help="Calibration sequences.")] = 64,
@@ -55,12 +60,7 @@ def analyze(
     debug: DebugOption = False,
 ) -> None:
     """Write a report on what quantization does to MODEL: report.html, figures, summary.json and arrays.npz."""
-    names = tuple(recipe or ("naive", DEFAULT_RECIPE))
-    try:
-        for name in names:
-            get_recipe(name)
-    except RecipeError as error:
-        raise typer.BadParameter(str(error), param_hint="--recipe") from error
+    recipes = [chosen_recipe(name) for name in recipe or ("naive", DEFAULT_RECIPE)]
     with reporting(debug=debug):
         # Here, because matplotlib takes its time, and to fail before the work where it is missing.
         from quamba.analysis import Settings, analyze, report
@@ -68,7 +68,6 @@ def analyze(
 
         matplotlib()
         settings = Settings(
-            recipes=names,
             context=context,
             calibration_sequences=samples,
             windows=windows,
@@ -84,7 +83,7 @@ def analyze(
             calibration, ids = _split(ids, samples * context)
         else:
             calibration = read_ids(tokenizer, calib)
-        found = analyze(loaded, calibration, ids, settings=settings)
+        found = analyze(loaded, calibration, ids, recipes=recipes, settings=settings)
         content = report.write(found, out, title=Path(model).name or model)
         message(f"{out / report.REPORT}: written in {found.about['seconds']:.0f} s")
         if json:

@@ -8,7 +8,8 @@ from quamba.analysis.hippo import SYSTEMS, Bound
 from quamba.analysis.length import PositionErrors
 from quamba.analysis.outliers import VIEWS, Outliers
 from quamba.analysis.run import Analysis, Settings
-from quamba.analysis.sensitivity import BLOCK_TENSORS, TENSORS, BlockErrors, Cost
+from quamba.analysis.sensitivity import BlockErrors, Cost
+from quamba.analysis.single import BLOCK_TENSORS, TENSORS
 
 RECIPES = ("naive", "mine & <others>")
 LAYERS = (0, 1, 3)

@@ -8,18 +8,12 @@ import torch
 from torch import Tensor, nn
 
 import quamba
-from quamba.analysis.sensitivity import (
-    BLOCK_TENSORS,
-    BlockErrors,
-    block_errors,
-    quantized_alike,
-    single_tensor_format,
-    tensor_costs,
-)
-from quamba.analysis.study import Study, opened, study
+from quamba.analysis.sensitivity import BlockErrors, block_errors, tensor_costs
+from quamba.analysis.single import BLOCK_TENSORS
+from quamba.analysis.study import opened, study
 from quamba.errors import RecipeError
 from quamba.eval.perplexity import cache_logits, compare
-from quamba.recipe import Override, QuantSpec, Recipe
+from quamba.recipe import Override, Recipe
 from quamba.recipes import RECIPES
 from tests.analysis.tools import rounded, scan, silu, sites_of
 from tests.tiny import make_model, token_ids
@@ -167,32 +161,9 @@ def head_of(model: nn.Module) -> Tensor:
     return weight.detach().double()
 
 
-def test_a_format_of_one_tensor() -> None:
-    format = RECIPES["quamba-c"].block(0)
-    alone = single_tensor_format(format, "B")
-    assert alone is not None
-    assert alone.steps == format.steps
-    quantized = {k for k, v in (*alone.activations.items(), *alone.weights.items()) if v is not None}
-    assert quantized == {"B"}
-    assert single_tensor_format(RECIPES["dynamic"].block(0), "B") is None
-
-
-def studies(*recipes: Recipe) -> list[Study]:
-    with opened(make_model("mamba")) as model:
-        return [study(model, recipe, CALIBRATION) for recipe in recipes]
-
-
-def test_recipes_that_treat_a_tensor_alike() -> None:
-    clipped = replace(RECIPES["naive"], overrides=(Override("layers.2.C", QuantSpec("channel")),))
-    naive, hadamard, other = studies(RECIPES["naive"], RECIPES["hadamard"], clipped)
-    same = {name for name in (*BLOCK_TENSORS, "head.weight") if quantized_alike(naive, hadamard, name)}
-    assert same == {*BLOCK_TENSORS, "head.weight"} - {"g", "out_proj"}
-    assert not quantized_alike(naive, other, "C")
-    assert quantized_alike(naive, other, "B")
-
-
 def test_unknown_tensors_are_refused() -> None:
-    (own,) = studies(RECIPES["naive"])
+    with opened(make_model("mamba")) as model:
+        own = study(model, RECIPES["naive"], CALIBRATION)
     with pytest.raises(RecipeError, match=r"'head\.weight'"):
         block_errors(own, [EVALUATION], names=("x", "head.weight"))
     with pytest.raises(RecipeError, match="'state'"):

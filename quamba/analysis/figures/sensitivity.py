@@ -18,7 +18,8 @@ from quamba.analysis.figures.canvas import (
     panels,
     styled,
 )
-from quamba.analysis.sensitivity import BLOCK_TENSORS, TENSORS, BlockErrors, Cost
+from quamba.analysis.sensitivity import BlockErrors, Cost
+from quamba.analysis.single import BLOCK_TENSORS, TENSORS
 from quamba.recipe import BLOCK_WEIGHTS
 
 # An error this far below the signal is the rounding of float32, not quantization.

@@ -10,7 +10,8 @@ import pytest
 
 from quamba.analysis import figures
 from quamba.analysis.figures.canvas import chosen_layers, matplotlib
-from quamba.analysis.sensitivity import BLOCK_TENSORS, TENSORS, Cost
+from quamba.analysis.sensitivity import Cost
+from quamba.analysis.single import BLOCK_TENSORS, TENSORS
 from quamba.errors import QuambaError
 from tests.analysis import results
 from tests.analysis.results import RECIPES
