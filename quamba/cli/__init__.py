@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from quamba.cli.analyze import analyze
 from quamba.cli.bench import bench
 from quamba.cli.evaluate import evaluate
 from quamba.cli.generate import generate
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize)
 app.command("eval")(evaluate)
+app.command("analyze")(analyze)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
 app.command("bench")(bench)
