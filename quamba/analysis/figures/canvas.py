@@ -47,7 +47,8 @@ def matplotlib() -> ModuleType:
         raise QuambaError(
             "found no matplotlib; expected it for figures: pip install 'quamba[analysis]', or matplotlib itself"
         ) from error
-    return matplotlib
+    package: ModuleType = matplotlib
+    return package
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
