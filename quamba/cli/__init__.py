@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from quamba.cli.analyze import analyze
 from quamba.cli.bench import bench
 from quamba.cli.compare import compare
 from quamba.cli.evaluate import evaluate
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize)
 app.command("eval")(evaluate)
+app.command("analyze")(analyze)
 app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
