@@ -20,7 +20,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
-DEFAULT_ARCHS = "8.0;9.0a"
+sys.path.insert(0, str(CSRC))
+
+from architectures import DEFAULT, HOPPER, gencode, parse  # noqa: E402
+
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest torch that the library loads under
 
 # An assertion is a function call, and wgmma instructions that a call might interrupt are serialized: half the speed.
@@ -112,18 +115,6 @@ def wanted() -> bool:
     return False
 
 
-def gencode(unit: Unit, archs: list[str]) -> list[str]:
-    numbers = [arch.replace(".", "") for arch in archs]
-    older = [n for n in numbers if not n.startswith("90")]
-    hopper = [n for n in numbers if n.startswith("90")]
-    chosen = {"": numbers, "80": older, "90a": hopper}[unit.only]
-    flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in chosen]
-    # PTX of the oldest architecture serves every newer one, and Hopper where the older matrix kernel is forced.
-    if older and unit.only != "90a":
-        flags.append(f"-gencode=arch=compute_{older[0]},code=compute_{older[0]}")
-    return flags
-
-
 def stale(target: Path, command: list[str]) -> bool:
     """Whether an object has to be compiled: never was, was otherwise, or one of its sources is newer."""
     depfile, recorded = target.with_suffix(".d"), target.with_suffix(".command")
@@ -176,7 +167,10 @@ class BuildOps(build_ext):
         if not generated.exists() or generated.stat().st_mtime < (ROOT / "quamba" / "hadamard.py").stat().st_mtime:
             subprocess.run([sys.executable, str(CSRC / "hadamard_bases.py"), str(generated)], check=True)
 
-        archs = os.environ.get("QUAMBA_CUDA_ARCHS", DEFAULT_ARCHS).split(";")
+        try:
+            archs = parse(os.environ.get("QUAMBA_CUDA_ARCHS", DEFAULT))
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         torch_root = Path(torch.__file__).parent
         flags = [
             "-std=c++17",
@@ -185,7 +179,7 @@ class BuildOps(build_ext):
             "-Xcompiler=-fPIC,-fvisibility=hidden",
             "-DUSE_CUDA",
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
-            *(["-DQUAMBA_SM90"] if "9.0a" in archs else []),
+            *(["-DQUAMBA_SM90"] if HOPPER in archs else []),
             f"-I{CSRC}",
             f"-I{CSRC / 'include'}",
             f"-I{build}",
@@ -195,7 +189,14 @@ class BuildOps(build_ext):
 
         def compile_unit(unit: Unit) -> str:
             target = build / f"{unit.name}.o"
-            command = [nvcc(), *flags, *gencode(unit, archs), *unit.defines, "-c", str(CSRC / unit.source)]
+            command = [
+                nvcc(),
+                *flags,
+                *gencode(archs, unit.only),
+                *unit.defines,
+                "-c",
+                str(CSRC / unit.source),
+            ]
             if self.force or stale(target, command):
                 print(f"nvcc {unit.name}", flush=True)
                 depfile = target.with_suffix(".d")
@@ -205,7 +206,7 @@ class BuildOps(build_ext):
             return str(target)
 
         # The units of the matrix kernels take longest: they come first.
-        chosen = sorted((u for u in units() if gencode(u, archs)), key=lambda unit: unit.only == "")
+        chosen = sorted((u for u in units() if gencode(archs, u.only)), key=lambda unit: unit.only == "")
         jobs = int(os.environ.get("QUAMBA_BUILD_JOBS", "2"))
         with ThreadPoolExecutor(jobs) as pool:
             objects = list(pool.map(compile_unit, chosen))
