@@ -28,6 +28,7 @@ TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest torch that the l
 
 # An assertion is a function call, and wgmma instructions that a call might interrupt are serialized: half the speed.
 NO_ASSERTS = ("-DNDEBUG",)
+GENERATED = {"hadamard_bases": ROOT / "quamba" / "hadamard.py", "linear_table": CSRC / "linear_table.json"}  # from what
 TYPES = {"int8": "int8_t", "half": "__half", "bfloat16": "__nv_bfloat16", "float": "float"}
 
 
@@ -47,6 +48,7 @@ def units() -> list[Unit]:
         "embedding",
         "hadamard_quant",
         "linear",
+        "linear_choice",
         "linear_matrix",
         "quantize",
         "rms_norm_quant",
@@ -63,8 +65,8 @@ def units() -> list[Unit]:
         for residual in (0, 1):
             if residual and name == "int8":
                 continue
-            tiles = ["k128x256", "k256x160", "k128x192", "k128x128", "k64x64"]
-            for tile in tiles if name != "float" else tiles[3:]:
+            tiles = ["k128x256", "k128x192", "k128x128", "k64x64"]
+            for tile in tiles if name != "float" else tiles[2:]:
                 defines = (*NO_ASSERTS, f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 result.append(Unit("linear_sm90.cu", f"linear_sm90_{name}_{residual}_{tile}", defines, only="90a"))
     return result
@@ -88,7 +90,7 @@ def missing() -> list[str]:
     found = {
         "nvcc (on PATH or in CUDA_HOME)": nvcc(),
         "torch >= 2.11 (pip install --no-build-isolation)": util.find_spec("torch"),
-        "the CUTLASS headers (pip install nvidia-cutlass==4.2.0.0, or CUTLASS_PATH)": cutlass_include(),
+        "the CUTLASS headers (pip install --no-deps nvidia-cutlass==4.2.0.0, or CUTLASS_PATH)": cutlass_include(),
     }
     return [what for what, where in found.items() if where is None]
 
@@ -163,9 +165,10 @@ class BuildOps(build_ext):
 
         build = Path(self.build_temp).resolve() / "cuda"
         build.mkdir(parents=True, exist_ok=True)
-        generated = build / "hadamard_bases.h"
-        if not generated.exists() or generated.stat().st_mtime < (ROOT / "quamba" / "hadamard.py").stat().st_mtime:
-            subprocess.run([sys.executable, str(CSRC / "hadamard_bases.py"), str(generated)], check=True)
+        for name, data in GENERATED.items():
+            generated, script = build / f"{name}.h", CSRC / f"{name}.py"
+            if not generated.exists() or generated.stat().st_mtime < max(f.stat().st_mtime for f in (data, script)):
+                subprocess.run([sys.executable, str(script), str(generated)], check=True)
 
         try:
             archs = parse(os.environ.get("QUAMBA_CUDA_ARCHS", DEFAULT))

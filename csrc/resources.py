@@ -36,11 +36,11 @@ class Family:
 
     name: str
     local: int = 0  # bytes a thread, at most
-    only: str = ""  # "sm_90a": there alone; "older": on all others; "": everywhere
+    only: str = ""  # the architectures it is for, as an expression; "": all
     why: str = ""  # the local memory is tolerated
 
     def belongs(self, arch: str) -> bool:
-        return self.only == "" or (self.only == "older") == (arch != "sm_90a")
+        return self.only == "" or re.fullmatch(self.only, arch) is not None
 
 
 def families(text: str) -> list[Family]:
