@@ -99,25 +99,14 @@ def inputs(weight: Weight, rows: int, pool: torch.Tensor) -> list[tuple]:
     for i in range(count):
         start = i * n * k % (pool.numel() - n * k) // 256 * 256
         matrix = pool[start : start + n * k].view(n, k)
-        sets.append(
-            (
-                x,
-                scales[0],
-                matrix,
-                scales[1],
-                None,
-                residual,
-                scales[2],
-                torch.int8 if scales[2] is not None else torch.float16,
-            )
-        )
+        sets.append((x, scales[0], matrix, scales[1], None, residual, scales[2], dtype))
     return sets
 
 
 def measure(weight: Weight, rows: int, pool: torch.Tensor) -> dict[str, float]:
-    """Microseconds of a call by kernel; "auto" is what is chosen now."""
+    """Microseconds of a call by kernel; "model" is what the model chooses."""
     sets, times = inputs(weight, rows, pool), {}
-    for name in ("auto", *kernels(rows)):
+    for name in ("model", *kernels(rows)):
         os.environ["QUAMBA_LINEAR_KERNEL"] = name
         times[name] = round(time_graph(ops.linear, sets, replays=4)[0], 2)
     del os.environ["QUAMBA_LINEAR_KERNEL"]
@@ -138,15 +127,15 @@ def main() -> None:
         if not re.search(arguments.only, f"{weight.columns}x{weight.inner}"):
             continue
         times = {rows: measure(weight, rows, pool) for rows in ROWS if rows <= weight.most_rows}
-        now = {rows: row.pop("auto") for rows, row in times.items()}
-        loss += [now[rows] / min(row.values()) - 1 for rows, row in times.items()]
+        modelled = {rows: row.pop("model") for rows, row in times.items()}
+        loss += [modelled[rows] / min(row.values()) - 1 for rows, row in times.items()]
         chosen = choices(times)
         shapes.append({"columns": weight.columns, "inner": weight.inner, "choices": chosen})
-        everything.append({"columns": weight.columns, "inner": weight.inner, "now": now, "times": times})
+        everything.append({"columns": weight.columns, "inner": weight.inner, "model": modelled, "times": times})
         print(f"{weight.columns}x{weight.inner}: {', '.join(f'<= {rows} {name}' for rows, name in chosen)}", flush=True)
         if arguments.times:
             Path(arguments.times).write_text(json.dumps(everything))
-    print(f"what is chosen now loses {sum(loss) / len(loss):.1%} to the fastest in the mean, {max(loss):.0%} at most")
+    print(f"the model loses {sum(loss) / len(loss):.1%} to the fastest in the mean, {max(loss):.0%} at most")
     if arguments.write:
         device, versions = torch.cuda.get_device_name(), f"torch {torch.__version__}"
         table = {"measured": f"{device}, {versions}, {date.today()}", "shapes": shapes}

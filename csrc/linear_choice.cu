@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "linear_table.h"
+#include "op.h"
 
 namespace quamba {
 namespace {
@@ -39,7 +40,7 @@ LinearKernel cheapest_tile(const LinearParams& p, int processors) {
   return best;
 }
 
-// Mean loss to the fastest on the shapes of the table: 2% (`benchmarks/tune_linear.py` prints what it is now).
+// benchmarks/tune_linear.py prints what it loses to the fastest on the shapes of the table.
 LinearKernel model(const LinearParams& p, const LinearDevice& device) {
   if (p.rows > kFewRows) return cheapest_tile(p, device.processors);
   const bool tiny = p.columns < 128 && p.columns * p.inner < (1 << 18);
@@ -59,18 +60,13 @@ const TableEntry* find(const LinearParams& p) {
   return found != end && found->columns == p.columns && found->inner == p.inner ? found : nullptr;
 }
 
-// A name that is known, or nothing.
-const LinearKernel* forced() {
-  static constexpr const char* kNames[] = {"dot", "rows4", "rows8", "rows16", "128x256", "128x192", "128x128", "64x64"};
-  static constexpr LinearKernel kKernels[] = {
-      LinearKernel::kDot,     LinearKernel::kRows4,   LinearKernel::kRows8,   LinearKernel::kRows16,
-      LinearKernel::k128x256, LinearKernel::k128x192, LinearKernel::k128x128, LinearKernel::k64x64};
-  // Read at every call, so that one process can time them all.
-  const char* const name = std::getenv("QUAMBA_LINEAR_KERNEL");
-  for (int i = 0; name != nullptr && i < 8; ++i)
-    if (std::strcmp(name, kNames[i]) == 0) return &kKernels[i];
-  return nullptr;
-}
+constexpr struct {
+  const char* name;
+  LinearKernel kernel;
+} kNames[] = {{"dot", LinearKernel::kDot},         {"rows4", LinearKernel::kRows4},
+              {"rows8", LinearKernel::kRows8},     {"rows16", LinearKernel::kRows16},
+              {"128x256", LinearKernel::k128x256}, {"128x192", LinearKernel::k128x192},
+              {"128x128", LinearKernel::k128x128}, {"64x64", LinearKernel::k64x64}};
 
 }  // namespace
 
@@ -89,14 +85,20 @@ LinearDevice linear_device(int index) {
 }
 
 LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device) {
-  LinearKernel kernel = model(p, device);
-  if (device.hopper) {
-    if (const TableEntry* entry = find(p)) kernel = entry->kernel;
+  const LinearKernel modelled = model(p, device);
+  // Read at every call, so that one process can time them all.
+  if (const char* const name = std::getenv("QUAMBA_LINEAR_KERNEL")) {
+    for (const auto& known : kNames) {
+      if (std::strcmp(known.name, name) != 0) continue;
+      const bool possible = is_tile(known.kernel) || p.rows <= (known.kernel == LinearKernel::kDot ? 1 : kFewRows);
+      return possible ? known.kernel : modelled;
+    }
+    QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
+                 "; expected dot, rows4, rows8, rows16, 128x256, 128x192, 128x128, 64x64 or model");
+    return modelled;
   }
-  if (const LinearKernel* wish = forced()) kernel = *wish;
-  // What is forced and cannot take so many rows, the model replaces.
-  const bool possible = is_tile(kernel) || p.rows <= (kernel == LinearKernel::kDot ? 1 : kFewRows);
-  return possible ? kernel : model(p, device);
+  const TableEntry* const entry = device.hopper ? find(p) : nullptr;
+  return entry ? entry->kernel : modelled;
 }
 
 }  // namespace quamba

@@ -22,7 +22,8 @@ struct LinearDevice {
 LinearDevice linear_device(int index);
 
 // From the table of measured shapes, or by a model of their cost. p.inner is a multiple of 16, and rows are aligned.
-// QUAMBA_LINEAR_KERNEL forces one by name ("dot", "128x256", ...), for tuning.
+// For tuning, QUAMBA_LINEAR_KERNEL forces one by name ("dot", "rows4", "128x256", ...) where it can take so many rows,
+// and "model" leaves the table out.
 LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device);
 
 }  // namespace quamba
