@@ -27,18 +27,15 @@ void launch_rows(const LinearParams& p, LinearKernel kernel, bool hopper, cudaSt
   }
 }
 
-template <int M, int ROWS>
-void launch_dot(const LinearParams& p, bool vector, const LinearDevice& device, cudaStream_t stream) {
+template <int M, int ROWS, bool kVector>
+void launch_dot(const LinearParams& p, const LinearDevice& device, cudaStream_t stream) {
   // A weight of few rows leaves most of the device idle unless several warps share one.
   const bool split = p.columns < 16 * device.processors;
   const int64_t groups = (p.columns + ROWS - 1) / ROWS;
   const dim3 grid(static_cast<unsigned>(split ? groups : (groups + kDotWarps - 1) / kDotWarps),
                   static_cast<unsigned>((p.rows + M - 1) / M));
-  with_bool(vector, [&](auto aligned) {
-    const auto kernel = split ? linear_dot_kernel<M, ROWS, true, aligned.value>
-                              : linear_dot_kernel<M, ROWS, false, aligned.value>;
-    launch(kernel, grid, 32 * kDotWarps, p, device.hopper, stream);
-  });
+  const auto kernel = split ? linear_dot_kernel<M, ROWS, true, kVector> : linear_dot_kernel<M, ROWS, false, kVector>;
+  launch(kernel, grid, 32 * kDotWarps, p, device.hopper, stream);
 }
 
 bool in_vectors(const LinearParams& p) {
@@ -47,8 +44,8 @@ bool in_vectors(const LinearParams& p) {
 
 void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& device, cudaStream_t stream) {
   if (kernel == LinearKernel::kDot) {
-    if (p.columns >= 4096) return launch_dot<1, 2>(p, true, device, stream);
-    return launch_dot<1, 1>(p, true, device, stream);
+    if (p.columns >= 4096) return launch_dot<1, 2, true>(p, device, stream);
+    return launch_dot<1, 1, true>(p, device, stream);
   }
   if (p.rows <= 8) return launch_rows<1>(p, kernel, device.hopper, stream);
   if (p.rows <= 16) return launch_rows<2>(p, kernel, device.hopper, stream);
@@ -108,7 +105,7 @@ Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   Tensor out = empty(x, sizes, out_dtype);
   p.out = out.data_ptr();
   if (plain) {
-    launch_dot<4, 1>(p, false, device, stream_of(x));
+    launch_dot<4, 1, false>(p, device, stream_of(x));
   } else {
     run_few(p, kernel, device, stream_of(x));
   }
