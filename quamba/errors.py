@@ -31,3 +31,7 @@ class DtypeError(QuambaError, TypeError):
 
 class KernelError(QuambaError, RuntimeError):
     """The kernels for a device are not installed, or cannot run there."""
+
+
+class RuntimeConfigError(QuambaError, ValueError):
+    """A setting of quamba.runtime or quamba.bench is unknown or out of range."""

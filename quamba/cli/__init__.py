@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from quamba.cli.bench import bench
 from quamba.cli.evaluate import evaluate
 from quamba.cli.generate import generate
 from quamba.cli.inspect import inspect
@@ -24,6 +25,7 @@ app.command("quantize")(quantize)
 app.command("eval")(evaluate)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
+app.command("bench")(bench)
 
 
 def _version(wanted: bool) -> None:
