@@ -115,7 +115,7 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackShare& share
   scratch.partial = partial;
   const bool distributed = p.tokens >= kStackDistributed;
   // The rows that this thread block normalizes and transforms, and where they go.
-  const int first_row = distributed ? blockIdx.x : 0, end_row = min(p.tokens, distributed ? first_row + 1 : p.tokens);
+  const int first_row = distributed ? blockIdx.x : 0, row_step = distributed ? p.grid : 1;
   const auto operand_row = [&](int m, int columns) {
     return distributed ? p.bytes + static_cast<int64_t>(m) * columns
                        : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
@@ -137,7 +137,7 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackShare& share
     barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
     const uint32_t first_state = first_window(p, share, numbers);
 #pragma unroll 1
-    for (int m = first_row; m < end_row; ++m)
+    for (int m = first_row; m < p.tokens; m += row_step)
       norm_row(p, l, m, numbers, raw, partial, reinterpret_cast<uint32_t*>(operand_row(m, f.model)));
     if (distributed) {
       grid.meet();
@@ -157,7 +157,7 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackShare& share
     if (f.rotate) {
       team_sync();
 #pragma unroll 1
-      for (int m = first_row; m < end_row; ++m)
+      for (int m = first_row; m < p.tokens; m += row_step)
         rotate_row(p, p.g + static_cast<int64_t>(m) * f.inner, l + 1, numbers.one(kGScale), raw,
                    operand_row(m, f.inner));
     }
