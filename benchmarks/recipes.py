@@ -62,7 +62,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             for row in rows
             if (row["recipe"], row["calibration"], row["text"]) == (recipe, *pair)
         ]
-        lines.append(f"| `{recipe}` | " + " | ".join(cells) + " |")
+        mark = " (simulation)" if quamba.RECIPES[recipe].simulated else ""
+        lines.append(f"| `{recipe}`{mark} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

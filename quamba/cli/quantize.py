@@ -79,9 +79,12 @@ def quantize(
 
 def _recipe(name: str) -> Recipe:
     try:
-        return Recipe.from_json(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else get_recipe(name)
+        found = Recipe.from_json(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else get_recipe(name)
     except (RecipeError, OSError) as error:
         raise typer.BadParameter(str(error), param_hint="--recipe") from error
+    if found.simulated:
+        raise typer.BadParameter(f"found {found.label!r}; expected a recipe to save", param_hint="--recipe")
+    return found
 
 
 def _percentile(text: str | None) -> float | str | None:
