@@ -84,6 +84,10 @@ def test_what_tells_the_recipes_apart() -> None:
         site for site, spec in RECIPES["quamba-c"].activations.items() if spec and spec.granularity == "channel"
     }
     assert channels == {"x0", "z", "x", "dt"}
+    specs = RECIPES["quamba-c"].activations
+    # What goes into a matrix product is clipped, what comes out of the convolution's neighbourhood has room.
+    assert {site for site, spec in specs.items() if spec and spec.percentile == 0.9999} == {"u", "g", "head.input"}
+    assert {site for site, spec in specs.items() if spec and spec.headroom == 1.1} == {"x0", "x"}
     tokens = {spec.granularity for spec in RECIPES["dynamic"].activations.values() if spec}
     assert tokens == {"token"}
 
