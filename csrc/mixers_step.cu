@@ -56,7 +56,8 @@ class Arguments {
   }
   const void* vector(int64_t size, Type* type, const char* what) {
     const AnyVector v = vector_of(given(what), size, like_, what);
-    QUAMBA_CHECK(v.type != Type::kInt8, what, " is int8; expected a float dtype");
+    QUAMBA_CHECK(v.type != Type::kInt8 && aligned(v.data, 4), what,
+                 " is int8 or not aligned to 4 bytes; expected a float dtype, or a clone of it");
     *type = v.type;
     return v.data;
   }
@@ -162,16 +163,15 @@ void launch(StackParams* p, const std::vector<Block>& blocks, size_t first, size
     b.ssm_state += token * p->f.ssm_batch;
   }
   const int64_t sums = p->f.rank + 2 * p->f.states, tokens = p->tokens;
-  const int64_t zeroed = 128 + round_up(static_cast<int>(p->blocks * tokens * sums * 4), 128);
-  const int64_t stream_bytes = tokens * p->f.model * 4, g_bytes = tokens * p->f.inner * 4;
-  const int64_t row = std::max(p->f.model, p->f.inner);
-  const Tensor space = empty(like, {zeroed + stream_bytes + g_bytes + tokens * row}, ScalarType::Char);
+  const int64_t dbc = p->blocks * tokens * sums, residual = tokens * p->f.model, g = tokens * p->f.inner;
+  const int64_t zeroed = 128 + 8 * (dbc + dbc % 2 + residual + g), bytes = tokens * std::max(p->f.model, p->f.inner);
+  const Tensor space = empty(like, {zeroed + bytes}, ScalarType::Char);
   char* const memory = static_cast<char*>(space.data_ptr());
   p->counter = reinterpret_cast<unsigned*>(memory);
-  p->dbc = reinterpret_cast<int*>(memory + 128);
-  p->stream = reinterpret_cast<float*>(memory + zeroed);
-  p->g = reinterpret_cast<float*>(memory + zeroed + stream_bytes);
-  p->bytes = reinterpret_cast<int8_t*>(memory + zeroed + stream_bytes + g_bytes);
+  p->dbc = reinterpret_cast<unsigned long long*>(memory + 128);
+  p->residual = p->dbc + dbc + dbc % 2;
+  p->g = p->residual + residual;
+  p->bytes = reinterpret_cast<int8_t*>(p->g + g);
   cudaError_t error = cudaMemsetAsync(memory, 0, zeroed, stream);
   if (error == cudaSuccess)
     error = tokens <= 8 ? launch_mixers_step<1>(*p, stream) : launch_mixers_step<2>(*p, stream);
@@ -213,7 +213,7 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
     StackParams p;
     p.f = blocks[first].format;
     plan_stack(&p, static_cast<int>(std::min<int64_t>(batch, kStackTokens)), processors, shared);
-    p.prefetch = environment("QUAMBA_STEP_PREFETCH", 0);
+    p.flight = std::clamp(environment("QUAMBA_STEP_FLIGHT", 49152) / p.s.slot_bytes, 1, p.s.slots);
     // A later launch reads the whole row of what an earlier one wrote, so that it cannot write to the same place.
     Tensor result = end < count ? empty(hidden, {batch, model}, out_dtype) : out;
     const int64_t most = p.tokens;

@@ -51,6 +51,10 @@ class Statistics:
             )
         return self.observers[address].alpha()
 
+    def alphas(self, plan: "Plan") -> dict[str, Tensor]:
+        """The clipping magnitude of every planned address, with the headroom that its spec asks for."""
+        return {address: spec.headroom * self.alpha(address) for address, spec in plan.items()}
+
 
 def static_plan(recipe: Recipe, layers: Iterable[int]) -> dict[str, QuantSpec]:
     """The activation addresses whose scales calibration has to find."""

@@ -161,7 +161,7 @@ def _convert(
             model=model, adapter=adapter, mixers=mixers, plan=plan, batches=data,
             description="calibrating", total=data.total, show=progress,
         )  # fmt: skip
-    alphas = {address: spec.headroom * statistics.alpha(address) for address, spec in plan.items()}
+    alphas = statistics.alphas(plan)
 
     def measure(alphas: dict[str, Tensor]) -> dict[str, SiteStatistics]:
         if data is None or not alphas:

@@ -11,7 +11,7 @@ from quamba.ops.linear import linear
 from quamba.ops.mixer_step import mixer_step
 from quamba.ops.mixers_step import mixers_step
 from quamba.ops.quantize import quantize, quantize_per_token
-from quamba.ops.registry import OPS, Op, reference
+from quamba.ops.registry import OPS, Op, reference, references_forced
 from quamba.ops.rms_norm_quant import rms_norm_quant
 from quamba.ops.selective_scan import selective_scan, selective_scan_step
 
@@ -32,6 +32,7 @@ __all__ = [
     "quantize",
     "quantize_per_token",
     "reference",
+    "references_forced",
     "rms_norm_quant",
     "selective_scan",
     "selective_scan_step",

@@ -107,7 +107,9 @@ mixers_step = register(
     cpu=mixers_step_cpu,
 )
 
-_CUDA_BASES = (1, 12, 20, 28)  # kStackHadamards of csrc/include/quamba/mixers_step.cuh
+# Beyond so many sequences a CUDA device is faster with the single ops (benchmarks/NOTES.md).
+CUDA_TOKENS = 8
+_CUDA_BASES = (1, 12, 20)  # kStackHadamards of csrc/include/quamba/mixers_step.cuh
 _CUDA_MOST = {"d_model": 8192, "d_inner": 8192, "d_state": 32, "dt_rank": 256}
 
 

@@ -35,7 +35,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "inner 48, without rotation": {"inner": 48, "rotate": False},
     "inner 192": {"inner": 192},
     "inner 320": {"inner": 320},
-    "inner 448": {"inner": 448},
     "inner 5120": {"inner": 5120, "batch": 1},
     "inner 8192, seven tokens": {"inner": 8192, "batch": 7, "rank": 256},
     "the shape of mamba-130m": {"model": 768, "inner": 1536, "rank": 48, "batch": 1},
@@ -117,7 +116,7 @@ def test_more_blocks_than_a_launch_takes() -> None:
 def test_many_steps_in_a_graph_and_beside_another_stream() -> None:
     args, _ = stack([{}] * 5, **SHAPE, batch=2)
     args = moved(args)
-    wanted = [run(args)[0]]
+    wanted = []
     mine = [*args[:-2], [t.clone() for t in args[-2]], [t.clone() for t in args[-1]]]
     for _ in range(20):
         wanted.append(ops.mixers_step(*mine))
@@ -161,7 +160,14 @@ def test_strides() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("shape", "wrong"),
-    [({"model": 24}, "E=24"), ({"size": 5}, "N=5"), ({"rank": 3}, "R=3"), ({"inner": 48}, "D=48"), ({}, "in_weight")],
+    [
+        ({"model": 24}, "E=24"),
+        ({"size": 5}, "N=5"),
+        ({"rank": 3}, "R=3"),
+        ({"inner": 48}, "D=48"),
+        ({"inner": 448}, "D=448"),
+        ({}, "in_weight"),
+    ],
 )
 def test_what_the_kernel_does_not_take_raises(shape: dict[str, Any], wrong: str) -> None:
     args = moved(arguments(**(SHAPE | shape)))

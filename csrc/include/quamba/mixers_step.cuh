@@ -11,7 +11,7 @@ constexpr int kStackTokens = 16;        // sequences a launch
 constexpr int kStackDistributed = 3;    // from so many on, a token's norm and transform are one thread block's work
 constexpr int kStackSlots = 24;         // of the ring, at most
 constexpr int kStackWidth = 8192;       // of the model, at most
-constexpr int kStackHadamards[] = {1, 12, 20, 28};  // orders of the base matrix that the kernel has
+constexpr int kStackHadamards[] = {1, 12, 20};  // orders of the base matrix that the kernel has
 
 // Every pointer is to what mixer_step takes under that name.
 struct StackBlock {
@@ -61,10 +61,10 @@ struct StackFormat {
 // Offsets in a thread block's shared memory, in bytes. A "buffer" is what the staging warps prepare for one block of
 // the stack; there are two.
 struct StackShared {
-  int act, acc, raw, buffer[2], total;
-  int slots, slot_bytes;  // the ring of weight tiles, at offset 0
+  int act, acc, kept, raw, buffer[2], total;
+  int slots, slot_bytes, slot_columns;  // the ring of weight tiles, at offset 0
   // within a buffer:
-  int x_weight, dt_weight, A, channel, dbc, out;
+  int x_weight, dt_weight, A, taps, fields, field_bytes, dbc, out, single, norm, block;
 };
 
 struct StackParams {
@@ -72,7 +72,7 @@ struct StackParams {
   StackShared s;
   int blocks, tokens, grid;
   int channels, rows;  // of D, of E, a thread block
-  int prefetch;        // tiles that the second-level cache is asked for ahead of the ring
+  int flight;          // slots of the ring that are under way at a time, at most
   // The transform of g: order = power * base.
   int power, log_power, base;
   float factor;
@@ -80,27 +80,28 @@ struct StackParams {
   int64_t hidden_row;
   void* out;
   Type hidden_type, out_type;
-  // Between thread blocks: zero at the launch ...
-  unsigned* counter;
-  int* dbc;  // (blocks, tokens, R + 2 N), sums of W_x
-  // ... and anything.
-  float* stream;  // (tokens, E), the residual stream between blocks
-  float* g;       // (tokens, D)
-  int8_t* bytes;  // (tokens, max(D, E)), u or g
+  // Between thread blocks, zero at the launch. Numbers travel with a tag beside them, by which a reader sees that they
+  // are there: waiting for the number costs one way to memory, where a barrier and then the number cost four.
+  unsigned* counter;             // of the barrier that what has no tags takes
+  unsigned long long* dbc;       // (blocks, tokens, R + 2 N), sums of W_x and how many thread blocks added to them
+  unsigned long long* residual;  // (tokens, E), tagged: the residual stream between blocks
+  unsigned long long* g;         // (tokens, D), tagged
+  int8_t* bytes;                 // (tokens, max(D, E)), u or g
   StackBlock block[kStackBlocks];
 };
 
 static_assert(sizeof(StackParams) <= 32764, "a kernel's arguments");
 
-// Numbers kept for each channel of a thread block.
-enum StackChannel {
-  kInX, kInZ, kBiasX, kBiasZ, kScaleX, kScaleZ, kConvFactor, kConvBias, kXScale, kScanScale, kDtFactor, kDtScale,
-  kDtBias, kSkip, kTaps  // K of them
+// What is staged of each channel of a thread block, 4 bytes at most, and beside the channels.
+enum StackField {
+  kInX, kInZ, kBiasX, kBiasZ, kScaleX, kScaleZ, kConvScale, kConvBias, kXScale, kScanScale, kDtWeightScale, kDtScale,
+  kDtBias, kSkip, kStackFields
 };
-enum StackDbc { kDbcFactor, kDbcScale, kDbcWeight, kDbcFields };
+enum StackSingle { kUScale, kXInScale, kGScale, kStackSingles };
 
+constexpr int kTeams = 2;            // of workers; each takes a slot at a time
 constexpr int kTileWeightRows = 16;  // of a weight, in a slot of the ring
-constexpr int kSlotColumns = 1280;   // of a weight, in a slot, at most
+constexpr int kSlotColumns = 2560;   // of a weight, in a slot, at most: short copies are slow
 
 __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
 __host__ __device__ constexpr int round_up(int a, int b) { return divide_up(a, b) * b; }
@@ -110,8 +111,9 @@ __host__ __device__ constexpr int operand_pitch(int columns) {
   return round_up(columns, 64) + (round_up(columns, 64) % 128 == 0 ? 64 : 0);
 }
 
-__host__ __device__ constexpr int slot_columns(int columns) {
-  return round_up(divide_up(columns, divide_up(columns, kSlotColumns)), 64);
+// Columns of a slot, where a row is cut evenly into as few pieces of at most `most` as there can be.
+__host__ __device__ constexpr int slot_columns(int columns, int most) {
+  return round_up(divide_up(columns, divide_up(columns, most)), 64);
 }
 
 }  // namespace quamba

@@ -2,19 +2,29 @@
 #pragma once
 
 #include "quamba/hadamard_quant.cuh"
-#include "quamba/mixers_step_warps.cuh"
+#include "quamba/mixers_step_tags.cuh"
 
 namespace quamba {
 
-__device__ __forceinline__ void team_sync();
-
 // The base matrix across the rows of the (base, power) matrix: a worker takes a column.
 template <int BASE>
-__device__ __forceinline__ void rotate_base(const float* g, int power, float* shared) {
+__device__ __forceinline__ void rotate_base(const unsigned long long* g, unsigned tag, int power, float* shared) {
   for (int column = threadIdx.x; column < power; column += kStackWorkers) {
     float v[BASE];
+    bool there;
+    // The last one first, alone: while it is not there, asking for the others would only burden the memory.
+    do there = arrived(load_tagged(g + (BASE - 1) * power + column), tag, &v[BASE - 1]);
+    while (!there);
+    do {
+      unsigned long long words[BASE - 1];
+      const unsigned long long* from = g + column;
+      asm volatile("" : "+l"(from));  // the addresses are not worth keeping for another turn
 #pragma unroll
-    for (int i = 0; i < BASE; ++i) v[i] = __ldcg(g + i * power + column);
+      for (int i = 0; i < BASE - 1; ++i, from += power) words[i] = load_tagged(from);
+      there = true;
+#pragma unroll
+      for (int i = 0; i < BASE - 1; ++i) there &= arrived(words[i], tag, &v[i]);
+    } while (!there);
     base_rows<BASE, 0>(v, shared, column, power);
   }
 }
@@ -51,25 +61,21 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
 }
 
 // D is power * base with power a multiple of 16. `out` is aligned to 16 bytes.
-__device__ __forceinline__ void rotate_row(const StackParams& p, const float* g, float scale, float* shared,
-                                           int8_t* out) {
+__device__ __forceinline__ void rotate_row(const StackParams& p, const unsigned long long* g, unsigned tag,
+                                           float scale, float* shared, int8_t* out) {
   const int order = p.f.inner;
   switch (p.base) {
     case 12:
-      rotate_base<12>(g, p.power, shared);
+      rotate_base<12>(g, tag, p.power, shared);
       break;
     case 20:
-      rotate_base<20>(g, p.power, shared);
-      break;
-    case 28:
-      rotate_base<28>(g, p.power, shared);
+      rotate_base<20>(g, tag, p.power, shared);
       break;
     default:
-      for (int i = threadIdx.x; i < order / 4; i += kStackWorkers) {
-        const float4 v = __ldcg(reinterpret_cast<const float4*>(g) + i);
+      for_tagged(g, order, tag, [&](int i, float4 v) {
         const int at = padded_index(4 * i);
         shared[at] = v.x, shared[at + 1] = v.y, shared[at + 2] = v.z, shared[at + 3] = v.w;
-      }
+      });
   }
   team_sync();
   for (int done = p.log_power; done > 4;) {

@@ -8,7 +8,7 @@
 namespace quamba {
 
 constexpr int kStackWorkers = 256, kStackStagers = 96, kStackThreads = kStackWorkers + kStackStagers + 32;
-constexpr int kSlotWarps = 2;  // that share the products of a slot
+constexpr int kTeamWarps = kStackWorkers / 32 / kTeams;
 
 struct StackBarriers {
   uint64_t full[kStackSlots], empty[kStackSlots], staged[2], spent[2];
@@ -50,10 +50,6 @@ __device__ __forceinline__ void copy_row(void* to, const void* from, int bytes, 
                : "memory");
 }
 
-__device__ __forceinline__ void prefetch_row(const void* from, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
 __device__ __forceinline__ void prefetch_line(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
@@ -75,8 +71,8 @@ struct StackShare {
 struct StackTiles {
   int rows, columns, tile_rows, tiles, slot_columns, pieces;
 
-  __device__ StackTiles(int rows, int columns)
-      : rows(rows), columns(columns), slot_columns(quamba::slot_columns(columns)) {
+  __device__ StackTiles(int rows, int columns, int most)
+      : rows(rows), columns(columns), slot_columns(quamba::slot_columns(columns, most)) {
     tiles = divide_up(rows, kTileWeightRows);
     tile_rows = tiles ? divide_up(rows, tiles) : 0;
     pieces = divide_up(columns, slot_columns);
@@ -88,7 +84,7 @@ struct StackTiles {
 class StackCursor {
  public:
   __device__ StackCursor(const StackParams& p, const StackShare& share)
-      : p_(p), share_(share), in_(2 * share.channels, p.f.model), out_(share.rows, p.f.inner) {
+      : p_(p), share_(share), in_(2 * share.channels, p.f.model, p.s.slot_columns), out_(share.rows, p.f.inner, p.s.slot_columns) {
     skip_empty();
   }
   __device__ bool done() const { return block_ >= p_.blocks; }
@@ -135,147 +131,170 @@ class StackCursor {
 __device__ __forceinline__ void stream_weights(const StackParams& p, const StackShare& share, char* shared,
                                                StackBarriers& barriers) {
   const int lane = threadIdx.x & 31;
-  StackCursor now(p, share), ahead(p, share);
-  for (int i = 0; i < p.s.slots && !ahead.done(); ++i) ahead.next();
-  const auto ask = [&] {
-    if (lane < ahead.rows()) prefetch_row(ahead.row(lane), ahead.bytes());
-    ahead.next();
-  };
-  for (int i = 0; i < p.prefetch && !ahead.done(); ++i) ask();
-  int slot = 0, round = 0;
-  for (; !now.done(); now.next()) {
+  int slot = 0, round = 0, late = 0, late_round = 0, issued = 0;
+  for (StackCursor now(p, share); !now.done(); now.next()) {
+    // Requests beyond what keeps the memory busy would only delay the workers' own, which share the way to it.
+    if (issued >= p.flight) {
+      barrier_wait(&barriers.full[late], late_round & 1);
+      if (++late == p.s.slots) late = 0, ++late_round;
+    }
     barrier_wait(&barriers.empty[slot], (round & 1) ^ 1);
     const int rows = now.rows(), bytes = now.bytes();
     if (lane == 0) barrier_expect(&barriers.full[slot], rows * bytes);
     __syncwarp();
     if (lane < rows)
       copy_row(shared + slot * p.s.slot_bytes + lane * now.pitch(), now.row(lane), bytes, &barriers.full[slot]);
-    if (p.prefetch && !ahead.done()) ask();
+    ++issued;
     if (++slot == p.s.slots) slot = 0, ++round;
   }
 }
 
-__device__ __forceinline__ float any_or(const void* data, Type type, int64_t i, float otherwise) {
-  return data ? AnyVector{data, type}[i] : otherwise;
+__device__ __forceinline__ void copy_word(char* to, const char* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 
-// What a channel's products and rounding need. All of it is asked for before the first number is used.
-__device__ __forceinline__ void stage_channel(const StackFormat& f, const StackBlock& b, int64_t c, int stride,
-                                              float* to) {
-  const auto bits = [](const void* data, Type type, int64_t i) { return data ? load_bits({data, type}, i) : 0u; };
-  const uint32_t bias_x = bits(b.in_bias, f.in_bias, c), bias_z = bits(b.in_bias, f.in_bias, f.inner + c);
-  const uint32_t conv_bias = bits(b.conv_bias, f.conv_bias, c), dt_bias = bits(b.dt_bias, f.dt_bias, c);
-  const uint32_t skip = bits(b.D, f.D, c);
-  const float in_x = b.in_weight_scale[c * f.in_weight_scale];
-  const float in_z = b.in_weight_scale[(f.inner + c) * f.in_weight_scale];
-  const float scale_x = b.xz_scale[c], scale_z = b.xz_scale[f.inner + c];
-  const float conv = b.conv_weight_scale[c * f.conv_weight_scale];
-  const float x_scale = b.x_scale[c * f.x_scale], scan_scale = b.x_scan_scale[c * f.x_scan_scale];
-  const float dt = b.dt_weight_scale[c * f.dt_weight_scale], u = *b.u_scale, d = *b.dbc_scale;
-  const float dt_scale = b.dt_scale ? b.dt_scale[c * f.dt_scale] : 1.0f;
-  to[kInX * stride] = __fmul_rn(u, in_x);
-  to[kInZ * stride] = __fmul_rn(u, in_z);
-  to[kBiasX * stride] = from_bits(bias_x, f.in_bias);
-  to[kBiasZ * stride] = from_bits(bias_z, f.in_bias);
-  to[kScaleX * stride] = scale_x;
-  to[kScaleZ * stride] = scale_z;
-  to[kConvFactor * stride] = scale_x * conv;
-  to[kConvBias * stride] = from_bits(conv_bias, f.conv_bias);
-  to[kXScale * stride] = x_scale;
-  to[kScanScale * stride] = scan_scale;
-  to[kDtFactor * stride] = __fmul_rn(d, dt);
-  to[kDtScale * stride] = dt_scale;
-  to[kDtBias * stride] = from_bits(dt_bias, f.dt_bias);
-  to[kSkip * stride] = from_bits(skip, f.D);
-  for (int k = 0; k < f.width; ++k) to[(kTaps + k) * stride] = static_cast<float>(b.conv_weight[c * f.width + k]);
+// Copies `bytes`, a multiple of 4, to offset `to` of the buffer; what is absent stays what it was.
+static __device__ __noinline__ void stage(char* to, const void* from, int bytes, int thread) {
+  if (from == nullptr) return;
+#pragma unroll 1
+  for (int i = 4 * thread; i < bytes; i += 4 * kStackStagers) copy_word(to + i, static_cast<const char*>(from) + i);
 }
 
-__device__ __forceinline__ float dbc_number(const StackFormat& f, const StackBlock& b, int field, int r) {
-  switch (field) {
-    case kDbcFactor:
-      return __fmul_rn(*b.x_in_scale, b.x_weight_scale[r * f.x_weight_scale]);
-    case kDbcScale:
-      return b.dbc_scale[r];
-    default: {
-      const int rank = f.rank, size = f.states;
-      const void* const data = r < rank ? b.d_norm_weight : r < rank + size ? b.B_norm_weight : b.C_norm_weight;
-      return any_or(data, f.dbc_norm_weight, r < rank ? r : (r - rank) % size, 1.0f);
-    }
-  }
+// `count` scales from index `first` on, or the one there is.
+__device__ __forceinline__ void stage_scale(char* to, const float* from, int stride, int64_t first, int count,
+                                            int thread) {
+  if (from != nullptr) stage(to, from + first * stride, stride ? 4 * count : 4, thread);
 }
 
-// Copies words; several loads are under way before the first store.
-template <typename From, typename Put>
-__device__ __forceinline__ void stage_words(int count, int thread, From&& from, Put&& put) {
-  constexpr int kBatch = 8;
-  for (int i0 = thread; i0 < count; i0 += kBatch * kStackStagers) {
-    int word[kBatch];
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int i = i0 + u * kStackStagers;
-      word[u] = i < count ? __ldg(from(i)) : 0;
-    }
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int i = i0 + u * kStackStagers;
-      if (i < count) put(i, word[u]);
-    }
-  }
+__device__ __forceinline__ void stage_vector(char* to, const void* from, Type type, int64_t first, int count,
+                                             int thread) {
+  const int size = size_of(type);
+  if (from != nullptr) stage(to, static_cast<const char*>(from) + first * size, count * size, thread);
 }
 
-__device__ __forceinline__ void stage_blocks(const StackParams& p, const StackShare& share, char* shared,
+// Not inline: its addresses would take registers from the workers.
+static __device__ __noinline__ void stage_blocks(const StackParams& p, const StackShare& share, char* shared,
                                              StackBarriers& barriers) {
   const StackFormat& f = p.f;
-  const int thread = threadIdx.x - kStackWorkers, sums = f.rank + 2 * f.states;
-  const int words = share.channels / 4, pitch = (p.channels / 4) | 1;
+  const int thread = threadIdx.x - kStackWorkers, sums = f.rank + 2 * f.states, count = share.channels;
+  const int words = count / 4, pitch = (p.channels / 4) | 1;
   const int dt_words = f.rank / 4, dt_pitch = dt_words | 1;
+  const int64_t first = share.channel;
   for (int l = 0; l < p.blocks; ++l) {
     const StackBlock& b = p.block[l];
     // The states will be read and written by the workers: only the second-level cache may hold them beforehand.
-    const int lines = divide_up(share.channels * f.states * 4, 128);
-    for (int i = thread; i < p.tokens * lines; i += kStackStagers) {
-      const float* state = b.ssm_state + i / lines * f.ssm_batch + static_cast<int64_t>(share.channel) * f.states;
-      prefetch_line(state + i % lines * 32);
-    }
-    for (int m = thread; m < p.tokens; m += kStackStagers) {
-      const int8_t* state = b.conv_state + m * f.conv_batch + static_cast<int64_t>(share.channel) * f.width;
-      for (int i = 0; i < share.channels * f.width; i += 128) prefetch_line(state + i);
-    }
+    const int lines = divide_up(count * f.states * 4, 128);
+    for (int i = thread; i < p.tokens * lines; i += kStackStagers)
+      prefetch_line(b.ssm_state + i / lines * f.ssm_batch + first * f.states + i % lines * 32);
+    for (int m = thread; m < p.tokens; m += kStackStagers)
+      for (int i = 0; i < count * f.width; i += 128)
+        prefetch_line(b.conv_state + m * f.conv_batch + first * f.width + i);
 
     barrier_wait(&barriers.spent[l & 1], ((l >> 1) & 1) ^ 1);
     char* const buffer = shared + p.s.buffer[l & 1];
-    int* const x_weight = reinterpret_cast<int*>(buffer + p.s.x_weight);
-    stage_words(
-        sums * words, thread,
-        [&](int i) {
-          return reinterpret_cast<const int*>(b.x_weight + static_cast<int64_t>(i / words) * f.inner + share.channel) +
-                 i % words;
-        },
-        [&](int i, int word) { x_weight[i / words * pitch + i % words] = word; });
-    int* const dt_weight = reinterpret_cast<int*>(buffer + p.s.dt_weight);
-    const int* const dt_from = reinterpret_cast<const int*>(b.dt_weight + static_cast<int64_t>(share.channel) * f.rank);
-    stage_words(
-        share.channels * dt_words, thread, [&](int i) { return dt_from + i; },
-        [&](int i, int word) { dt_weight[i / dt_words * dt_pitch + i % dt_words] = word; });
-    float* const A = reinterpret_cast<float*>(buffer + p.s.A);
-    const int* const A_from = reinterpret_cast<const int*>(b.A + static_cast<int64_t>(share.channel) * f.states);
-    stage_words(
-        share.channels * f.states, thread, [&](int i) { return A_from + i; },
-        [&](int i, int word) { A[i] = __int_as_float(word) * kLog2E; });
-    float* const channel = reinterpret_cast<float*>(buffer + p.s.channel);
-    for (int c = thread; c < share.channels; c += kStackStagers)
-      stage_channel(f, b, share.channel + c, p.channels, channel + c);
-    float* const dbc = reinterpret_cast<float*>(buffer + p.s.dbc);
-    for (int field = 0; field < kDbcFields; ++field)
-      for (int r = thread; r < sums; r += kStackStagers) dbc[field * sums + r] = dbc_number(f, b, field, r);
-    float* const out = reinterpret_cast<float*>(buffer + p.s.out);
-    for (int e = thread; e < share.rows; e += kStackStagers) {
-      const int64_t row = share.row + e;
-      out[e] = __fmul_rn(*b.g_scale, b.out_weight_scale[row * f.out_weight_scale]);
-      out[p.rows + e] = any_or(b.out_bias, f.out_bias, row, 0.0f);
+    const auto field = [&](int i) { return buffer + p.s.fields + i * p.s.field_bytes; };
+#pragma unroll 4
+    for (int i = thread; i < sums * words; i += kStackStagers) {
+      const int r = i / words, w = i - r * words;
+      copy_word(buffer + p.s.x_weight + (r * pitch + w) * 4,
+                reinterpret_cast<const char*>(b.x_weight + static_cast<int64_t>(r) * f.inner + first) + 4 * w);
     }
+    const char* const dt_from = reinterpret_cast<const char*>(b.dt_weight + first * f.rank);
+#pragma unroll 4
+    for (int i = thread; i < count * dt_words; i += kStackStagers) {
+      const int c = i / dt_words, w = i - c * dt_words;
+      copy_word(buffer + p.s.dt_weight + (c * dt_pitch + w) * 4, dt_from + 4 * i);
+    }
+    stage(buffer + p.s.A, b.A + first * f.states, count * f.states * 4, thread);
+    stage(buffer + p.s.taps, b.conv_weight + first * f.width, count * f.width, thread);
+    stage_scale(field(kInX), b.in_weight_scale, f.in_weight_scale, first, count, thread);
+    stage_scale(field(kInZ), b.in_weight_scale, f.in_weight_scale, f.inner + first, count, thread);
+    stage_vector(field(kBiasX), b.in_bias, f.in_bias, first, count, thread);
+    stage_vector(field(kBiasZ), b.in_bias, f.in_bias, f.inner + first, count, thread);
+    stage_scale(field(kScaleX), b.xz_scale, 1, first, count, thread);
+    stage_scale(field(kScaleZ), b.xz_scale, 1, f.inner + first, count, thread);
+    stage_scale(field(kConvScale), b.conv_weight_scale, f.conv_weight_scale, first, count, thread);
+    stage_vector(field(kConvBias), b.conv_bias, f.conv_bias, first, count, thread);
+    stage_scale(field(kXScale), b.x_scale, f.x_scale, first, count, thread);
+    stage_scale(field(kScanScale), b.x_scan_scale, f.x_scan_scale, first, count, thread);
+    stage_scale(field(kDtWeightScale), b.dt_weight_scale, f.dt_weight_scale, first, count, thread);
+    stage_scale(field(kDtScale), b.dt_scale, f.dt_scale, first, count, thread);
+    stage_vector(field(kDtBias), b.dt_bias, f.dt_bias, first, count, thread);
+    stage_vector(field(kSkip), b.D, f.D, first, count, thread);
+    stage_scale(buffer + p.s.dbc, b.x_weight_scale, f.x_weight_scale, 0, sums, thread);
+    stage_scale(buffer + p.s.dbc + 4 * sums, b.dbc_scale, 1, 0, sums, thread);
+    char* const norms = buffer + p.s.dbc + 8 * sums;
+    const int size = size_of(f.dbc_norm_weight);
+    stage_vector(norms, b.d_norm_weight, f.dbc_norm_weight, 0, f.rank, thread);
+    stage_vector(norms + f.rank * size, b.B_norm_weight, f.dbc_norm_weight, 0, f.states, thread);
+    stage_vector(norms + (f.rank + f.states) * size, b.C_norm_weight, f.dbc_norm_weight, 0, f.states, thread);
+    stage_scale(buffer + p.s.out, b.out_weight_scale, f.out_weight_scale, share.row, share.rows, thread);
+    stage_vector(buffer + p.s.out + 4 * p.rows, b.out_bias, f.out_bias, share.row, share.rows, thread);
+    stage_scale(buffer + p.s.single + 4 * kUScale, b.u_scale, 0, 0, 1, thread);
+    stage_scale(buffer + p.s.single + 4 * kXInScale, b.x_in_scale, 0, 0, 1, thread);
+    stage_scale(buffer + p.s.single + 4 * kGScale, b.g_scale, 0, 0, 1, thread);
+    stage_vector(buffer + p.s.norm, b.norm_weight, f.norm_weight, 0, f.model, thread);
+    int* const block = reinterpret_cast<int*>(buffer + p.s.block);
+    for (int i = thread; i < static_cast<int>(sizeof(StackBlock) / 4); i += kStackStagers)
+      block[i] = reinterpret_cast<const int*>(&b)[i];
     barrier_arrive(&barriers.staged[l & 1]);
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barriers.staged[l & 1]))
+                 : "memory");
   }
 }
+
+// What the stagers copied for one block of the stack, as the workers read it.
+class StackNumbers {
+ public:
+  __device__ StackNumbers(const StackParams& p, const char* buffer)
+      : p_(p), b_(*reinterpret_cast<const StackBlock*>(buffer + p.s.block)), buffer_(buffer) {}
+  __device__ const StackBlock& block() const { return b_; }
+  __device__ AnyVector norm_weight() const { return {buffer_ + p_.s.norm, p_.f.norm_weight}; }
+  __device__ const int* x_weight() const { return reinterpret_cast<const int*>(buffer_ + p_.s.x_weight); }
+  __device__ const int* dt_weight() const { return reinterpret_cast<const int*>(buffer_ + p_.s.dt_weight); }
+  __device__ const float* A() const { return reinterpret_cast<const float*>(buffer_ + p_.s.A); }
+  __device__ const int8_t* taps() const { return reinterpret_cast<const int8_t*>(buffer_ + p_.s.taps); }
+  __device__ float single(int which) const { return floats(p_.s.single)[which]; }
+  __device__ float in(bool z, int c) const {
+    return __fmul_rn(single(kUScale), field(z ? kInZ : kInX, c * p_.f.in_weight_scale));
+  }
+  __device__ float bias(bool z, int c) const { return vector(z ? kBiasZ : kBiasX, b_.in_bias, p_.f.in_bias, c); }
+  __device__ float scale(bool z, int c) const { return field(z ? kScaleZ : kScaleX, c); }
+  __device__ float conv(int c) const { return scale(false, c) * field(kConvScale, c * p_.f.conv_weight_scale); }
+  __device__ float conv_bias(int c) const { return vector(kConvBias, b_.conv_bias, p_.f.conv_bias, c); }
+  __device__ float x(int c) const { return field(kXScale, c * p_.f.x_scale); }
+  __device__ float scan_x(int c) const { return field(kScanScale, c * p_.f.x_scan_scale); }
+  __device__ float dt_weight_scale(int c) const {
+    return __fmul_rn(dbc(0), field(kDtWeightScale, c * p_.f.dt_weight_scale));
+  }
+  __device__ float dt(int c) const { return field(kDtScale, c * p_.f.dt_scale); }
+  __device__ float dt_bias(int c) const { return vector(kDtBias, b_.dt_bias, p_.f.dt_bias, c); }
+  __device__ float skip(int c) const { return vector(kSkip, b_.D, p_.f.D, c); }
+  __device__ float x_sum(int r) const {
+    return __fmul_rn(single(kXInScale), floats(p_.s.dbc)[r * p_.f.x_weight_scale]);
+  }
+  __device__ float dbc(int r) const { return floats(p_.s.dbc)[p_.f.rank + 2 * p_.f.states + r]; }
+  __device__ float dbc_norm(int r) const {
+    const int offset = p_.s.dbc + 8 * (p_.f.rank + 2 * p_.f.states);
+    return AnyVector{buffer_ + offset, p_.f.dbc_norm_weight}[r];
+  }
+  __device__ float out(int e) const {
+    return __fmul_rn(single(kGScale), floats(p_.s.out)[e * p_.f.out_weight_scale]);
+  }
+  __device__ float out_bias(int e) const {
+    return b_.out_bias ? AnyVector{buffer_ + p_.s.out + 4 * p_.rows, p_.f.out_bias}[e] : 0.0f;
+  }
+
+ private:
+  __device__ const float* floats(int offset) const { return reinterpret_cast<const float*>(buffer_ + offset); }
+  __device__ float field(int i, int c) const { return floats(p_.s.fields + i * p_.s.field_bytes)[c]; }
+  __device__ float vector(int i, const void* data, Type type, int c) const {
+    return data ? AnyVector{buffer_ + p_.s.fields + i * p_.s.field_bytes, type}[c] : 0.0f;
+  }
+
+  const StackParams& p_;
+  const StackBlock& b_;
+  const char* buffer_;
+};
 
 }  // namespace quamba
