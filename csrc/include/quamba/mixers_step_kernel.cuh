@@ -112,7 +112,6 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackShare& share
   scratch.z = scratch.bc + p.tokens * sums;
   scratch.x = reinterpret_cast<int8_t*>(scratch.z + p.tokens * p.channels);
   scratch.d = scratch.x + p.tokens * p.channels;
-  scratch.partial = partial;
   const bool distributed = p.tokens >= kStackDistributed;
   // The rows that this thread block normalizes and transforms, and where they go.
   const int first_row = distributed ? blockIdx.x : 0, row_step = distributed ? p.grid : 1;

@@ -15,7 +15,6 @@ struct StackScratch {
   float* z;     // (tokens, channels), SiLU's argument
   int8_t* d;    // (tokens, R)
   float* bc;    // (tokens, R + 2 N): d, B and C before and after their norms; of d nothing is left
-  float* partial;
 };
 
 // The convolution's state of a worker's first channel, asked for before it is needed.

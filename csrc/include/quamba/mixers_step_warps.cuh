@@ -177,7 +177,9 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
   const StackFormat& f = p.f;
   const int thread = threadIdx.x - kStackWorkers, sums = f.rank + 2 * f.states, count = share.channels;
   const int64_t first = share.channel;
-  const int x_width = count % 16 == 0 && f.inner % 16 == 0 && p.channels % 16 == 0 ? 16 : count % 8 == 0 && p.channels % 8 == 0 ? 8 : 4;
+  const int x_width = count % 16 == 0 && f.inner % 16 == 0 && p.channels % 16 == 0 ? 16
+                      : count % 8 == 0 && p.channels % 8 == 0                    ? 8
+                                                                                 : 4;
   const int pieces = count / x_width;
 #pragma unroll 1
   for (int l = 0; l < p.blocks; ++l) {
