@@ -6,24 +6,20 @@
 namespace quamba {
 namespace {
 
-// On Hopper a kernel is set up while the one before it still runs.
-template <typename Kernel>
-void launch(Kernel kernel, dim3 grid, int threads, const LinearParams& p, bool hopper, cudaStream_t stream) {
-  if (!hopper) return kernel<<<grid, threads, 0, stream>>>(p);
-  const cudaError_t error = launch_early(kernel, grid, threads, stream, p);
-  QUAMBA_CHECK(error == cudaSuccess, "linear: the kernel could not be launched: ", cudaGetErrorString(error));
+void run(void (*kernel)(LinearParams), dim3 grid, int threads, const LinearParams& p, cudaStream_t stream) {
+  check_launch("linear", launch(kernel, grid, threads, 0, stream, p));
 }
 
 template <int GROUPS>
-void launch_rows(const LinearParams& p, LinearKernel kernel, bool hopper, cudaStream_t stream) {
+void launch_rows(const LinearParams& p, LinearKernel kernel, cudaStream_t stream) {
   const unsigned tiles = static_cast<unsigned>((p.columns + kTileRows - 1) / kTileRows);
   switch (kernel) {
     case LinearKernel::kRows8:
-      return launch(linear_rows_kernel<GROUPS, 8>, tiles, 32 * 8, p, hopper, stream);
+      return run(linear_rows_kernel<GROUPS, 8>, tiles, 32 * 8, p, stream);
     case LinearKernel::kRows16:
-      return launch(linear_rows_kernel<GROUPS, 16>, tiles, 32 * 16, p, hopper, stream);
+      return run(linear_rows_kernel<GROUPS, 16>, tiles, 32 * 16, p, stream);
     default:
-      return launch(linear_rows_kernel<GROUPS, 4>, tiles, 32 * 4, p, hopper, stream);
+      return run(linear_rows_kernel<GROUPS, 4>, tiles, 32 * 4, p, stream);
   }
 }
 
@@ -35,7 +31,7 @@ void launch_dot(const LinearParams& p, const LinearDevice& device, cudaStream_t 
   const dim3 grid(static_cast<unsigned>(split ? groups : (groups + kDotWarps - 1) / kDotWarps),
                   static_cast<unsigned>((p.rows + M - 1) / M));
   const auto kernel = split ? linear_dot_kernel<M, ROWS, true, kVector> : linear_dot_kernel<M, ROWS, false, kVector>;
-  launch(kernel, grid, 32 * kDotWarps, p, device.hopper, stream);
+  run(kernel, grid, 32 * kDotWarps, p, stream);
 }
 
 bool in_vectors(const LinearParams& p) {
@@ -47,9 +43,9 @@ void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& dev
     if (p.columns >= 4096) return launch_dot<1, 2, true>(p, device, stream);
     return launch_dot<1, 1, true>(p, device, stream);
   }
-  if (p.rows <= 8) return launch_rows<1>(p, kernel, device.hopper, stream);
-  if (p.rows <= 16) return launch_rows<2>(p, kernel, device.hopper, stream);
-  launch_rows<4>(p, kernel, device.hopper, stream);
+  if (p.rows <= 8) return launch_rows<1>(p, kernel, stream);
+  if (p.rows <= 16) return launch_rows<2>(p, kernel, stream);
+  launch_rows<4>(p, kernel, stream);
 }
 
 // The tensor's rows with contiguous columns.
@@ -109,7 +105,6 @@ Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   } else {
     run_few(p, kernel, device, stream_of(x));
   }
-  check_launch("linear");
   return out;
 }
 

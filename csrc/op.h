@@ -140,8 +140,7 @@ inline cudaStream_t stream_of(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
-inline void check_launch(const char* op) {
-  const cudaError_t error = cudaGetLastError();
+inline void check_launch(const char* op, cudaError_t error = cudaGetLastError()) {
   QUAMBA_CHECK(error == cudaSuccess, op, ": the kernel could not be launched: ", cudaGetErrorString(error));
 }
 
