@@ -123,13 +123,18 @@ Tensor selective_scan_step(const Tensor& x, const OptionalTensor& x_scale, const
   const bool vector = p.states % 4 == 0 && p.a_state == 1 && p.a_channel % 4 == 0 && aligned(p.A, 16) &&
                       p.state_state == 1 && p.state_channel % 4 == 0 && p.state_batch % 4 == 0 &&
                       aligned(p.state, 16);
-  const dim3 grid(static_cast<unsigned>((p.channels * 4 + kStepThreads - 1) / kStepThreads),
-                  static_cast<unsigned>(p.batch));
-  const int shared = 2 * ((p.states + 3) / 4 * 4) * static_cast<int>(sizeof(float));
-  with_bool(vector, [&](auto kind) {
-    selective_scan_step_kernel<kind.value><<<grid, kStepThreads, shared, stream_of(x)>>>(p);
-  });
-  check_launch("selective_scan_step");
+  // With few sequences a thread takes one, which makes for more blocks.
+  const auto run = [&](auto sequences, auto kind) {
+    const dim3 grid(static_cast<unsigned>((p.channels + kStepChannels - 1) / kStepChannels),
+                    static_cast<unsigned>((p.batch + sequences.value - 1) / sequences.value));
+    const int shared = 2 * sequences.value * ((p.states + 3) / 4 * 4) * static_cast<int>(sizeof(float));
+    return launch(selective_scan_step_kernel<sequences.value, kind.value>, grid, kStepThreads, shared, stream_of(x), p);
+  };
+  constexpr std::integral_constant<int, 1> kOne;
+  constexpr std::integral_constant<int, 4> kFour;
+  check_launch("selective_scan_step", !vector       ? run(kOne, std::false_type{})
+                                      : p.batch < 4 ? run(kOne, std::true_type{})
+                                                    : run(kFour, std::true_type{}));
   return out;
 }
 

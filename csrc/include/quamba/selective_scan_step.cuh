@@ -1,86 +1,138 @@
 // selective_scan_step: one token of the recurrence. Four lanes a channel, the state read and written once.
+//
+// A thread takes four sequences where there are several: their states are under way together, what belongs to the
+// channel is read once for them, and each of the channel's lanes prepares and finishes one of them.
 #pragma once
 
+#include "quamba/launch.cuh"
 #include "quamba/selective_scan.cuh"
 
 namespace quamba {
 
 constexpr int kStepThreads = 128;
+constexpr int kStepChannels = kStepThreads / 4;  // of a block
 
 __device__ __forceinline__ float element(const Sequence& s, int64_t b, int64_t c) {
   return AnyVector{s.data, s.type}[b * s.batch + c * s.channel] * s.scale.or_one(c);
 }
 
+// The sums over a channel's four lanes: that of sequence j in lane j.
+__device__ __forceinline__ float sum_of_lanes(const float (&y)[4], int j) {
+  const bool odd = j & 1, high = j & 2;
+  const float low_sum = (odd ? y[1] : y[0]) + __shfl_xor_sync(0xffffffffu, odd ? y[0] : y[1], 1);
+  const float high_sum = (odd ? y[3] : y[2]) + __shfl_xor_sync(0xffffffffu, odd ? y[2] : y[3], 1);
+  return (high ? high_sum : low_sum) + __shfl_xor_sync(0xffffffffu, high ? low_sum : high_sum, 2);
+}
+
+// In every lane.
+__device__ __forceinline__ float sum_of_lanes(const float (&y)[1], int) {
+  const float sum = y[0] + __shfl_xor_sync(0xffffffffu, y[0], 1);
+  return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
+}
+
 // kVector: N is a multiple of 4, and the states of a channel, and its row of A, are contiguous and aligned.
-template <bool kVector>
-__global__ void __launch_bounds__(kStepThreads) selective_scan_step_kernel(const ScanParams p) {
+template <int SEQUENCES, bool kVector>
+__global__ void __launch_bounds__(kStepThreads, 6) selective_scan_step_kernel(const ScanParams p) {
+  static_assert(SEQUENCES == 1 || SEQUENCES == 4, "one sequence, or one for each of a channel's lanes");
   extern __shared__ __align__(16) float shared[];
-  float* bs = shared;
-  float* cs = shared + (p.states + 3) / 4 * 4;
-  const int64_t b = blockIdx.y;
-  const int64_t index = (static_cast<int64_t>(blockIdx.x) * kStepThreads + threadIdx.x) / 4;
-  const int j = threadIdx.x & 3;
+  const int width = (p.states + 3) / 4 * 4;
+  float* const bs = shared;  // (SEQUENCES, width)
+  float* const cs = shared + SEQUENCES * width;
+  const int64_t b0 = static_cast<int64_t>(blockIdx.y) * SEQUENCES;
+  const int count = p.batch - b0 < SEQUENCES ? static_cast<int>(p.batch - b0) : SEQUENCES;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kStepChannels + threadIdx.x / 4;
+  const int j = threadIdx.x & 3, own = SEQUENCES == 1 ? 0 : j;
   const bool live = index < p.channels;
-  const int64_t c = live ? index : 0;
-  const float* A = p.A + c * p.a_channel;
-  float* state = p.state + b * p.state_batch + c * p.state_channel;
-  // Everything is asked for before the first wait.
-  float4 a{}, h{};
+  const int64_t c = live ? index : 0, b = b0 + (own < count ? own : 0);
+  const float* const A = p.A + c * p.a_channel;
+  float* const state = p.state + b0 * p.state_batch + c * p.state_channel;
+  let_next_start();
+  if (b0 == 0 && live && j == 0) {
+    prefetch(A);
+    prefetch(static_cast<const char*>(p.dt_bias.data) + c * size_of(p.dt_bias.type));
+    prefetch(static_cast<const char*>(p.D.data) + c * size_of(p.D.type));
+    if (p.x.scale) prefetch(p.x.scale.data + c * p.x.scale.stride);
+    if (p.dt.scale) prefetch(p.dt.scale.data + c * p.dt.scale.stride);
+    if (p.z.scale) prefetch(p.z.scale.data + c * p.z.scale.stride);
+    if (p.out_scale) prefetch(p.out_scale.data + c * p.out_scale.stride);
+  }
+  wait_for_previous();
+
+  // Everything is asked for before the first wait, what comes from afar first. Past the last sequence the first one is
+  // read again, and nothing is written.
+  float4 a{}, h[SEQUENCES] = {};
   if (kVector && 4 * j < p.states) {
+#pragma unroll
+    for (int s = 0; s < SEQUENCES; ++s)
+      h[s] = *reinterpret_cast<const float4*>(state + (s < count ? s : 0) * p.state_batch + 4 * j);
     a = *reinterpret_cast<const float4*>(A + 4 * j);
-    h = *reinterpret_cast<const float4*>(state + 4 * j);
   }
   const auto bits = [&](const Sequence& s) { return load_bits({s.data, s.type}, b * s.batch + c * s.channel); };
   const uint32_t x_bits = bits(p.x), dt_bits = bits(p.dt), z_bits = p.z.data ? bits(p.z) : 0;
   const uint32_t bias_bits = load_bits(p.dt_bias, c), skip_bits = load_bits(p.D, c);
   const float xs = p.x.scale.or_one(c), ds = p.dt.scale.or_one(c), zs = p.z.scale.or_one(c);
   const float os = p.out_scale.or_one(c);
-  for (int n = threadIdx.x; n < p.states; n += kStepThreads) {
-    bs[n] = element(p.B, b, n);
-    cs[n] = element(p.C, b, n);
+  for (int i = threadIdx.x; i < SEQUENCES * p.states; i += kStepThreads) {
+    const int s = i / p.states, n = i - s * p.states;
+    const int64_t from = b0 + (s < count ? s : 0);
+    bs[s * width + n] = element(p.B, from, n);
+    cs[s * width + n] = element(p.C, from, n);
   }
   __syncthreads();
   const float x = from_bits(x_bits, p.x.type) * xs, skip = from_bits(skip_bits, p.D.type);
   const float dt = softplus(fmaf(from_bits(dt_bits, p.dt.type), ds, from_bits(bias_bits, p.dt_bias.type)));
-  const float dtx = dt * x;
-  float y = 0.0f;
+  const float dtx = dt * x, gate = p.z.data ? silu(from_bits(z_bits, p.z.type) * zs) : 1.0f;
+  float dts[SEQUENCES], dtxs[SEQUENCES], y[SEQUENCES];
+#pragma unroll
+  for (int s = 0; s < SEQUENCES; ++s) {
+    dts[s] = SEQUENCES == 1 ? dt : __shfl_sync(0xffffffffu, dt, s, 4);
+    dtxs[s] = SEQUENCES == 1 ? dtx : __shfl_sync(0xffffffffu, dtx, s, 4);
+    y[s] = 0.0f;
+  }
   for (int n0 = 4 * j; n0 < p.states; n0 += 16) {
     if constexpr (kVector) {
       if (n0 >= 16) {
+#pragma unroll
+        for (int s = 0; s < SEQUENCES; ++s)
+          h[s] = *reinterpret_cast<const float4*>(state + (s < count ? s : 0) * p.state_batch + n0);
         a = *reinterpret_cast<const float4*>(A + n0);
-        h = *reinterpret_cast<const float4*>(state + n0);
       }
-      const float4 b4 = *reinterpret_cast<const float4*>(bs + n0), c4 = *reinterpret_cast<const float4*>(cs + n0);
-      h.x = fmaf(exp2_approx(dt * (a.x * kLog2E)), h.x, dtx * b4.x);
-      h.y = fmaf(exp2_approx(dt * (a.y * kLog2E)), h.y, dtx * b4.y);
-      h.z = fmaf(exp2_approx(dt * (a.z * kLog2E)), h.z, dtx * b4.z);
-      h.w = fmaf(exp2_approx(dt * (a.w * kLog2E)), h.w, dtx * b4.w);
-      if (live) *reinterpret_cast<float4*>(state + n0) = h;
-      y = fmaf(h.x, c4.x, fmaf(h.y, c4.y, fmaf(h.z, c4.z, fmaf(h.w, c4.w, y))));
+#pragma unroll
+      for (int s = 0; s < SEQUENCES; ++s) {
+        const float4 b4 = *reinterpret_cast<const float4*>(bs + s * width + n0);
+        const float4 c4 = *reinterpret_cast<const float4*>(cs + s * width + n0);
+        h[s].x = fmaf(exp2_approx(dts[s] * (a.x * kLog2E)), h[s].x, dtxs[s] * b4.x);
+        h[s].y = fmaf(exp2_approx(dts[s] * (a.y * kLog2E)), h[s].y, dtxs[s] * b4.y);
+        h[s].z = fmaf(exp2_approx(dts[s] * (a.z * kLog2E)), h[s].z, dtxs[s] * b4.z);
+        h[s].w = fmaf(exp2_approx(dts[s] * (a.w * kLog2E)), h[s].w, dtxs[s] * b4.w);
+        if (live && s < count) *reinterpret_cast<float4*>(state + s * p.state_batch + n0) = h[s];
+        y[s] = fmaf(h[s].x, c4.x, fmaf(h[s].y, c4.y, fmaf(h[s].z, c4.z, fmaf(h[s].w, c4.w, y[s]))));
+      }
     } else {
-      for (int n = n0; n < n0 + 4 && n < p.states; ++n) {
-        const float decay = exp2_approx(dt * (A[n * p.a_state] * kLog2E));
-        const float value = fmaf(decay, state[n * p.state_state], dtx * bs[n]);
-        if (live) state[n * p.state_state] = value;
-        y = fmaf(value, cs[n], y);
-      }
+      for (int n = n0; n < n0 + 4 && n < p.states; ++n)
+#pragma unroll
+        for (int s = 0; s < SEQUENCES; ++s) {
+          float* const at = state + (s < count ? s : 0) * p.state_batch + n * p.state_state;
+          const float decay = exp2_approx(dts[s] * (A[n * p.a_state] * kLog2E));
+          const float value = fmaf(decay, *at, dtxs[s] * bs[s * width + n]);
+          if (live && s < count) *at = value;
+          y[s] = fmaf(value, cs[s * width + n], y[s]);
+        }
     }
   }
-  y += __shfl_xor_sync(0xffffffffu, y, 1);
-  y += __shfl_xor_sync(0xffffffffu, y, 2);
-  if (!live || j != 0) return;
-  y = fmaf(skip, x, y);
-  if (p.z.data) y *= silu(from_bits(z_bits, p.z.type) * zs);
+  float sum = sum_of_lanes(y, j);
+  if (!live || (SEQUENCES == 1 ? j != 0 : j >= count)) return;
+  sum = fmaf(skip, x, sum) * gate;
   const int64_t at = b * p.channels + c;
   switch (p.out_type) {
     case Type::kInt8:
-      return Store<int8_t>::one(static_cast<int8_t*>(p.out) + at, y, os, reciprocal_approx(os));
+      return Store<int8_t>::one(static_cast<int8_t*>(p.out) + at, sum, os, reciprocal_approx(os));
     case Type::kHalf:
-      return Store<__half>::one(static_cast<__half*>(p.out) + at, y, os, 1.0f);
+      return Store<__half>::one(static_cast<__half*>(p.out) + at, sum, os, 1.0f);
     case Type::kBFloat16:
-      return Store<__nv_bfloat16>::one(static_cast<__nv_bfloat16*>(p.out) + at, y, os, 1.0f);
+      return Store<__nv_bfloat16>::one(static_cast<__nv_bfloat16*>(p.out) + at, sum, os, 1.0f);
     default:
-      return Store<float>::one(static_cast<float*>(p.out) + at, y, os, 1.0f);
+      return Store<float>::one(static_cast<float*>(p.out) + at, sum, os, 1.0f);
   }
 }
 
