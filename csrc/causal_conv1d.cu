@@ -25,7 +25,7 @@ void launch(const ConvParams& p, bool vector, cudaStream_t stream) {
       const dim3 grid(static_cast<unsigned>((p.channels + per_block - 1) / per_block),
                       static_cast<unsigned>((p.batch + kConvSequences - 1) / kConvSequences));
       return check_launch("causal_conv1d_step",
-                          quamba::launch(causal_conv1d_step_kernel<Out>, grid, kConvStepThreads, 0, stream, p));
+                          quamba::launch(causal_conv1d_step_kernel<Out>, Launch{grid, kConvStepThreads, 0, stream}, p));
     }
   }
   const int64_t groups = (p.channels + kConvChannels - 1) / kConvChannels;

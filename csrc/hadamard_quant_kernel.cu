@@ -16,12 +16,8 @@ cudaError_t transform(const HadamardParams& p, int64_t rows, cudaStream_t stream
   const int threads =
       std::clamp((std::max(order / 16, BASE == 1 ? 0 : p.power) + 31) / 32 * 32, 64, hadamard_threads(BASE));
   const int shared = 4 * (hadamard_shared_floats(order) + (BASE == kAnyBase ? order : 0));
-  const auto kernel = hadamard_kernel<BASE, T, Out>;
-  if (shared > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error != cudaSuccess) return error;
-  }
-  return launch(kernel, static_cast<unsigned>(rows * p.blocks), threads, shared, stream, p);
+  return launch(hadamard_kernel<BASE, T, Out>,
+                Launch{static_cast<unsigned>(rows * p.blocks), threads, shared, stream}, p);
 }
 
 }  // namespace

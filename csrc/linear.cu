@@ -1,5 +1,6 @@
-// quamba::linear on CUDA: checks, and the choice between the row kernel and the matrix kernels.
+// quamba::linear on CUDA: checks, and the choice between the kernels.
 #include "linear_matrix.h"
+#include "linear_ring.h"
 #include "op.h"
 #include "quamba/linear_rows.cuh"
 
@@ -7,7 +8,7 @@ namespace quamba {
 namespace {
 
 void run(void (*kernel)(LinearParams), dim3 grid, int threads, const LinearParams& p, cudaStream_t stream) {
-  check_launch("linear", launch(kernel, grid, threads, 0, stream, p));
+  check_launch("linear", launch(kernel, Launch{grid, threads, 0, stream}, p));
 }
 
 template <int GROUPS>
@@ -39,6 +40,9 @@ bool in_vectors(const LinearParams& p) {
 }
 
 void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& device, cudaStream_t stream) {
+#ifdef QUAMBA_SM90
+  if (kernel == LinearKernel::kRing) return check_launch("linear", linear_ring(p, device.processors, stream));
+#endif
   if (kernel == LinearKernel::kDot) {
     if (p.columns >= 4096) return launch_dot<1, 2, true>(p, device, stream);
     return launch_dot<1, 1, true>(p, device, stream);
@@ -95,8 +99,8 @@ Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   if (p.rows == 0 || p.columns == 0) return empty(x, sizes, out_dtype);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const LinearDevice device = linear_device(x.get_device_index());
-  const LinearKernel kernel = choose_kernel(p, device);
   const bool vectors = in_vectors(p), plain = p.inner == 0 || (p.rows <= kFewRows && !vectors);
+  const LinearKernel kernel = choose_kernel(p, device, vectors);
   if (!plain && is_tile(kernel)) return torch::stable::view(linear_matrix(p, t, kernel, device.hopper), sizes);
   Tensor out = empty(x, sizes, out_dtype);
   p.out = out.data_ptr();

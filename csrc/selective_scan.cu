@@ -128,7 +128,8 @@ Tensor selective_scan_step(const Tensor& x, const OptionalTensor& x_scale, const
     const dim3 grid(static_cast<unsigned>((p.channels + kStepChannels - 1) / kStepChannels),
                     static_cast<unsigned>((p.batch + sequences.value - 1) / sequences.value));
     const int shared = 2 * sequences.value * ((p.states + 3) / 4 * 4) * static_cast<int>(sizeof(float));
-    return launch(selective_scan_step_kernel<sequences.value, kind.value>, grid, kStepThreads, shared, stream_of(x), p);
+    return launch(selective_scan_step_kernel<sequences.value, kind.value>,
+                  Launch{grid, kStepThreads, shared, stream_of(x)}, p);
   };
   constexpr std::integral_constant<int, 1> kOne;
   constexpr std::integral_constant<int, 4> kFour;

@@ -115,8 +115,9 @@ def test_long() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int8, *FLOATS])
 @pytest.mark.parametrize("states", [1, 5, 16, 20, 64])
-def test_step(dtype, states) -> None:
-    args = arguments(batch=3, channels=50, states=states, dtype=dtype)
+@pytest.mark.parametrize("batch", [1, 3, 4, 7, 8])
+def test_step(dtype, states, batch) -> None:
+    args = arguments(batch=batch, channels=50, states=states, dtype=dtype)
     for name in ("x", "dt", "B", "C", "z"):
         args[name] = args[name][:, 3]
     run(args, scales(50, mean=0.1), torch.int8, state_for(args), op=selective_scan_step)

@@ -54,17 +54,36 @@ inline bool launches_early() {
 #endif
 }
 
+struct Launch {
+  dim3 grid;
+  int threads;
+  int shared;  // bytes
+  cudaStream_t stream;
+  int cluster = 1;  // blocks in a row of the grid that share their memory; more than one on Hopper alone
+};
+
 // Starts a kernel that calls wait_for_previous(): early where the device can, else as any other. A kernel that was
 // started so completes after the one before it, and thereby after all before that.
 template <typename... Params, typename... Args>
-cudaError_t launch(void (*kernel)(Params...), dim3 grid, int threads, int shared, cudaStream_t stream, Args... args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+cudaError_t launch(void (*kernel)(Params...), const Launch& how, Args... args) {
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (launches_early()) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {static_cast<unsigned>(how.cluster), 1, 1};
+  }
+  if (how.shared > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, how.shared);
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config{};
-  config.gridDim = grid, config.blockDim = dim3(threads), config.stream = stream;
-  config.dynamicSmemBytes = static_cast<size_t>(shared);
-  config.attrs = &attribute, config.numAttrs = launches_early() ? 1 : 0;
+  config.gridDim = how.grid, config.blockDim = dim3(how.threads), config.stream = how.stream;
+  config.dynamicSmemBytes = static_cast<size_t>(how.shared);
+  config.attrs = attributes, config.numAttrs = count;
   return cudaLaunchKernelEx(&config, kernel, args...);
 }
 
