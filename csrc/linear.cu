@@ -52,12 +52,6 @@ void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& dev
   launch_rows<4>(p, kernel, stream);
 }
 
-// The tensor's rows with contiguous columns.
-Rows dense_rows(const Tensor& t, const char* what) {
-  const Rows rows = rows_of(t, what);
-  return rows.column_stride == 1 ? rows : rows_of(torch::stable::contiguous(t), what);
-}
-
 Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_scale,
               const OptionalTensor& bias, const OptionalTensor& residual, const OptionalTensor& out_scale,
               ScalarType out_dtype) {

@@ -286,16 +286,19 @@ class QuantizedMixer(nn.Module):
 
         d, d_scale, B, B_scale, C, C_scale = self._dbc(x_in, x_in_scale, wide=wide)
         dt_scale = self.dt_scale if route.static_dt else None
-        dt = self.dt_proj(d, d_scale, out_dtype=torch.int8 if route.static_dt else wide, out_scale=dt_scale)
-
         g_scale = self.g_scale if route.static_g else None
         scan_scale = None if route.rotate_g else g_scale
         scan_dtype = wide if scan_scale is None else torch.int8
-        scan = (x, x_scale, dt, dt_scale, self.dt_bias, self.A, B, B_scale, C, C_scale, self.D, z, z_scale)
-        if step and state is not None:
-            g = ops.selective_scan_step(*scan, scan_scale, scan_dtype, state.ssm)
+        scan = (self.dt_bias, self.A, B, B_scale, C, C_scale, self.D, z, z_scale, scan_scale, scan_dtype)
+        if step and state is not None and route.fused_dt and hidden.is_cuda:  # a launch less; a CPU gains nothing
+            weight = (self.dt_proj.qweight, self.dt_proj.weight_scale)
+            g = ops.selective_scan_dt_step(x, x_scale, d, d_scale, *weight, dt_scale, *scan, state.ssm)
         else:
-            g = ops.selective_scan(*scan, scan_scale, scan_dtype, None if state is None else state.ssm)
+            dt = self.dt_proj(d, d_scale, out_dtype=torch.int8 if route.static_dt else wide, out_scale=dt_scale)
+            if step and state is not None:
+                g = ops.selective_scan_step(x, x_scale, dt, dt_scale, *scan, state.ssm)
+            else:
+                g = ops.selective_scan(x, x_scale, dt, dt_scale, *scan, None if state is None else state.ssm)
         if route.rotate_g:
             g, g_scale = self._rotated(g, "g")
         elif not route.static_g:

@@ -22,6 +22,7 @@ class Route:
         fused_dbc: they leave x_proj as int8.
         smooth_g: g is divided by g_divisor.
         static_dt: dt leaves dt_proj as int8.
+        fused_dt: dt_proj is an int8 product with one scale for d, which a step can take into the scan.
         rotate_g: g is rotated.
         static_g: g has a static scale.
         one_step: a token with a state takes one op: all weights, and all sites but perhaps dt, are static int8.
@@ -38,6 +39,7 @@ class Route:
     fused_dbc: bool
     smooth_g: bool
     static_dt: bool
+    fused_dt: bool
     rotate_g: bool
     static_g: bool
     one_step: bool
@@ -65,6 +67,7 @@ class Route:
             fused_dbc=static("d", "B", "C") and config.dbc_norm == "none",
             smooth_g=format.step("smooth_output") is not None,
             static_dt=static("dt"),
+            fused_dt=format.granularity("d") == "tensor" and format.weights["dt_proj"] is not None,
             rotate_g=format.step("rotate_output") is not None,
             static_g=static("g"),
             one_step=one_step and dt in (None, "tensor", "channel") and None not in format.weights.values(),

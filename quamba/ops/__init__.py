@@ -13,7 +13,7 @@ from quamba.ops.mixers_step import mixers_step
 from quamba.ops.quantize import quantize, quantize_per_token
 from quamba.ops.registry import OPS, Op, reference, references_forced
 from quamba.ops.rms_norm_quant import rms_norm_quant
-from quamba.ops.selective_scan import selective_scan, selective_scan_step
+from quamba.ops.selective_scan import selective_scan, selective_scan_dt_step, selective_scan_step
 
 from quamba.ops import cuda as cuda  # isort: skip  # after the ops, whose kernels it registers
 
@@ -35,5 +35,6 @@ __all__ = [
     "references_forced",
     "rms_norm_quant",
     "selective_scan",
+    "selective_scan_dt_step",
     "selective_scan_step",
 ]

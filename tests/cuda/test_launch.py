@@ -10,8 +10,8 @@ from tests.cuda.compare import randint8, randn, scales
 E, D, N, R = 320, 640, 16, 48
 
 
-def chain(batch: int, after) -> list[Tensor]:
-    """Some blocks' step from a fixed start; `after` is called behind every op."""
+def chain(batch: int, after, *, fused: bool = True) -> list[Tensor]:
+    """Some blocks' step from a fixed start; `after` is called behind every op. fused: dt_proj and scan in one op."""
     torch.manual_seed(3)
     weights = {name: randint8(*shape) for name, shape in (("in", (2 * D, E)), ("x", (R + 2 * N, D)), ("out", (E, D)))}
     dt_weight, taps = randint8(D, R), randint8(D, 4)
@@ -33,9 +33,12 @@ def chain(batch: int, after) -> list[Tensor]:
         x = did(ops.causal_conv1d_step(x0, one, taps, one, bias, out_scale, torch.int8, conv))
         dbc = did(ops.linear(x, one, weights["x"], one, None, None, x_scale, torch.int8))
         d, B, C = dbc.split([R, N, N], dim=-1)
-        dt = did(ops.linear(d, one, dt_weight, small, None, None, None, torch.float16))
-        args = (x, one, dt, None, bias, A, B, one, C, one, skip, z, one)
-        g = did(ops.selective_scan_step(*args, None, torch.float16, ssm))
+        scan = (bias, A, B, one, C, one, skip, z, one, None, torch.float16, ssm)
+        if fused:
+            g = did(ops.selective_scan_dt_step(x, one, d, one, dt_weight, small, None, *scan))
+        else:
+            dt = did(ops.linear(d, one, dt_weight, small, None, None, None, torch.float32))
+            g = did(ops.selective_scan_step(x, one, dt, None, *scan))
         q = did(ops.hadamard_quant(g, one))
         hidden = did(ops.linear(q, one, weights["out"], small, None, hidden, None, torch.float32))
     torch.cuda.synchronize()
@@ -50,8 +53,9 @@ def test_chain(monkeypatch: pytest.MonkeyPatch, batch: int, kernel: str | None) 
     expected = chain(batch, torch.cuda.synchronize)
     assert all(value.float().isfinite().all() for value in expected)
     for _ in range(20):
-        for actual, value in zip(chain(batch, lambda: None), expected, strict=True):
-            assert torch.equal(actual, value)
+        for fused in (False, True):
+            for actual, value in zip(chain(batch, lambda: None, fused=fused), expected, strict=True):
+                assert torch.equal(actual, value)
 
 
 def test_graph_of_a_chain() -> None:

@@ -2,9 +2,12 @@
 //
 // A thread takes four sequences where there are several: their states are under way together, what belongs to the
 // channel is read once for them, and each of the channel's lanes prepares and finishes one of them.
+//
+// selective_scan_dt_step: the same with dt = W_dt d, a dot product that the channel's lanes share.
 #pragma once
 
 #include "quamba/launch.cuh"
+#include "quamba/linear_dot.cuh"
 #include "quamba/selective_scan.cuh"
 
 namespace quamba {
@@ -12,32 +15,58 @@ namespace quamba {
 constexpr int kStepThreads = 128;
 constexpr int kStepChannels = kStepThreads / 4;  // of a block
 
+// What takes the place of dt: y = x W^T as in linear, of one row of x a sequence and one row of W a channel.
+struct DtProduct {
+  int rank = 0;  // R
+  const int8_t* d = nullptr;  // (B, R)
+  int64_t d_batch = 0;
+  const int8_t* weight = nullptr;  // (D, R)
+  int64_t weight_row = 0;
+  Scale d_scale, weight_scale;
+
+  __host__ __device__ int pieces() const { return (rank + 15) / 16; }
+};
+
 __device__ __forceinline__ float element(const Sequence& s, int64_t b, int64_t c) {
   return AnyVector{s.data, s.type}[b * s.batch + c * s.channel] * s.scale.or_one(c);
 }
 
 // The sums over a channel's four lanes: that of sequence j in lane j.
-__device__ __forceinline__ float sum_of_lanes(const float (&y)[4], int j) {
+template <typename T>
+__device__ __forceinline__ T sum_of_lanes(const T (&y)[4], int j) {
   const bool odd = j & 1, high = j & 2;
-  const float low_sum = (odd ? y[1] : y[0]) + __shfl_xor_sync(0xffffffffu, odd ? y[0] : y[1], 1);
-  const float high_sum = (odd ? y[3] : y[2]) + __shfl_xor_sync(0xffffffffu, odd ? y[2] : y[3], 1);
+  const T low_sum = (odd ? y[1] : y[0]) + __shfl_xor_sync(0xffffffffu, odd ? y[0] : y[1], 1);
+  const T high_sum = (odd ? y[3] : y[2]) + __shfl_xor_sync(0xffffffffu, odd ? y[2] : y[3], 1);
   return (high ? high_sum : low_sum) + __shfl_xor_sync(0xffffffffu, high ? low_sum : high_sum, 2);
 }
 
 // In every lane.
-__device__ __forceinline__ float sum_of_lanes(const float (&y)[1], int) {
-  const float sum = y[0] + __shfl_xor_sync(0xffffffffu, y[0], 1);
+template <typename T>
+__device__ __forceinline__ T sum_of_lanes(const T (&y)[1], int) {
+  const T sum = y[0] + __shfl_xor_sync(0xffffffffu, y[0], 1);
   return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
 }
 
-// kVector: N is a multiple of 4, and the states of a channel, and its row of A, are contiguous and aligned.
-template <int SEQUENCES, bool kVector>
-__global__ void __launch_bounds__(kStepThreads, 6) selective_scan_step_kernel(const ScanParams p) {
+// Blocks of a multiprocessor, at least: as many as their registers allow.
+constexpr int step_blocks(bool product) {
+#if __CUDA_ARCH__ >= 900
+  return product ? 5 : 6;
+#else
+  return product ? 4 : 6;
+#endif
+}
+
+// kVector: N is a multiple of 4, and the states of a channel, and its row of A, are contiguous and aligned; so are, where
+// there is a product, the rows of d and W_dt, of a multiple of 16. kProduct: dt comes from it, not from p.dt.
+template <int SEQUENCES, bool kVector, bool kProduct>
+__global__ void __launch_bounds__(kStepThreads, step_blocks(kProduct))
+    selective_scan_step_kernel(const ScanParams p, const DtProduct product) {
   static_assert(SEQUENCES == 1 || SEQUENCES == 4, "one sequence, or one for each of a channel's lanes");
   extern __shared__ __align__(16) float shared[];
   const int width = (p.states + 3) / 4 * 4;
   float* const bs = shared;  // (SEQUENCES, width)
   float* const cs = shared + SEQUENCES * width;
+  int4* const ds = reinterpret_cast<int4*>(cs + SEQUENCES * width);  // (SEQUENCES, pieces)
   const int64_t b0 = static_cast<int64_t>(blockIdx.y) * SEQUENCES;
   const int count = p.batch - b0 < SEQUENCES ? static_cast<int>(p.batch - b0) : SEQUENCES;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kStepChannels + threadIdx.x / 4;
@@ -46,6 +75,8 @@ __global__ void __launch_bounds__(kStepThreads, 6) selective_scan_step_kernel(co
   const int64_t c = live ? index : 0, b = b0 + (own < count ? own : 0);
   const float* const A = p.A + c * p.a_channel;
   float* const state = p.state + b0 * p.state_batch + c * p.state_channel;
+  const int8_t* const weight = product.weight + c * product.weight_row;
+  const int pieces = kProduct ? product.pieces() : 0;
   let_next_start();
   if (b0 == 0 && live && j == 0) {
     prefetch(A);
@@ -56,6 +87,7 @@ __global__ void __launch_bounds__(kStepThreads, 6) selective_scan_step_kernel(co
     if (p.z.scale) prefetch(p.z.scale.data + c * p.z.scale.stride);
     if (p.out_scale) prefetch(p.out_scale.data + c * p.out_scale.stride);
   }
+  if (kProduct && b0 == 0 && live && 64 * j < product.rank) prefetch(weight + 64 * j);
   wait_for_previous();
 
   // Everything is asked for before the first wait, what comes from afar first. Past the last sequence the first one is
@@ -68,10 +100,22 @@ __global__ void __launch_bounds__(kStepThreads, 6) selective_scan_step_kernel(co
     a = *reinterpret_cast<const float4*>(A + 4 * j);
   }
   const auto bits = [&](const Sequence& s) { return load_bits({s.data, s.type}, b * s.batch + c * s.channel); };
-  const uint32_t x_bits = bits(p.x), dt_bits = bits(p.dt), z_bits = p.z.data ? bits(p.z) : 0;
+  const uint32_t x_bits = bits(p.x), dt_bits = kProduct ? 0 : bits(p.dt), z_bits = p.z.data ? bits(p.z) : 0;
   const uint32_t bias_bits = load_bits(p.dt_bias, c), skip_bits = load_bits(p.D, c);
-  const float xs = p.x.scale.or_one(c), ds = p.dt.scale.or_one(c), zs = p.z.scale.or_one(c);
+  const float xs = p.x.scale.or_one(c), dt_scale = p.dt.scale.or_one(c), zs = p.z.scale.or_one(c);
   const float os = p.out_scale.or_one(c);
+  constexpr int kEarly = kProduct ? 3 : 0;  // pieces of a lane that are asked for now: all, up to a rank of 192
+  int4 w[kEarly + 1];
+  const auto weights = [&](int piece) { return load16<kVector>(weight, 16 * piece, product.rank); };
+#pragma unroll
+  for (int i = 0; i < kEarly; ++i) w[i] = j + 4 * i < pieces ? weights(j + 4 * i) : int4{};
+  if constexpr (kProduct) {
+    for (int i = threadIdx.x; i < SEQUENCES * pieces; i += kStepThreads) {
+      const int s = i / pieces;
+      ds[i] = load16<kVector>(product.d + (b0 + (s < count ? s : 0)) * product.d_batch, 16 * (i - s * pieces),
+                              product.rank);
+    }
+  }
   for (int i = threadIdx.x; i < SEQUENCES * p.states; i += kStepThreads) {
     const int s = i / p.states, n = i - s * p.states;
     const int64_t from = b0 + (s < count ? s : 0);
@@ -80,7 +124,26 @@ __global__ void __launch_bounds__(kStepThreads, 6) selective_scan_step_kernel(co
   }
   __syncthreads();
   const float x = from_bits(x_bits, p.x.type) * xs, skip = from_bits(skip_bits, p.D.type);
-  const float dt = softplus(fmaf(from_bits(dt_bits, p.dt.type), ds, from_bits(bias_bits, p.dt_bias.type)));
+  float raw = from_bits(dt_bits, p.dt.type);
+  if constexpr (kProduct) {
+    int sums[SEQUENCES] = {};
+    const auto add = [&](const int4& weights, int piece) {
+#pragma unroll
+      for (int s = 0; s < SEQUENCES; ++s) sums[s] = dot16(weights, ds[s * pieces + piece], sums[s]);
+    };
+#pragma unroll
+    for (int i = 0; i < kEarly; ++i)
+      if (j + 4 * i < pieces) add(w[i], j + 4 * i);
+    for (int piece = j + 4 * kEarly; piece < pieces; piece += 4) add(weights(piece), piece);
+    // Rescaled step by step as linear does it: multiply-adds would give other integers.
+    raw = __fmul_rn(static_cast<float>(sum_of_lanes(sums, j)), __fmul_rn(product.d_scale[0], product.weight_scale[c]));
+    if (p.dt.scale) {
+      int8_t rounded;
+      Store<int8_t>::one(&rounded, raw, dt_scale, reciprocal_approx(dt_scale));
+      raw = to_float(rounded);
+    }
+  }
+  const float dt = softplus(fmaf(raw, dt_scale, from_bits(bias_bits, p.dt_bias.type)));
   const float dtx = dt * x, gate = p.z.data ? silu(from_bits(z_bits, p.z.type) * zs) : 1.0f;
   float dts[SEQUENCES], dtxs[SEQUENCES], y[SEQUENCES];
 #pragma unroll
