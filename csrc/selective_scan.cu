@@ -125,8 +125,9 @@ Tensor step(const Tensor& x, ScanParams p, const DtProduct& product, ScalarType 
   const auto run = [&](auto sequences, auto kind) {
     const dim3 grid(static_cast<unsigned>((p.channels + kStepChannels - 1) / kStepChannels),
                     static_cast<unsigned>((p.batch + sequences.value - 1) / sequences.value));
-    const int states = (p.states + 3) / 4 * 4;
-    const int shared = sequences.value * (2 * states * static_cast<int>(sizeof(float)) + 16 * product.pieces());
+    const int narrow = (p.states + 3) / 4 * 4 * static_cast<int>(sizeof(float));  // B or C of a sequence
+    const int slots = kind.value ? step_slots(sequences.value, kProduct) * kStepThreads * 16 : 0;
+    const int shared = sequences.value * (2 * narrow + 16 * product.pieces()) + slots;
     return launch(selective_scan_step_kernel<sequences.value, kind.value, kProduct>,
                   Launch{grid, kStepThreads, shared, stream_of(x)}, p, product);
   };

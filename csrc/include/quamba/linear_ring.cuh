@@ -6,6 +6,7 @@
 // once or twice. A cluster of blocks cuts K where the weight has few rows, and adds up through the cluster's memory.
 #pragma once
 
+#include "quamba/copy.cuh"
 #include "quamba/four.cuh"
 #include "quamba/launch.cuh"
 #include "quamba/linear_rows.cuh"
@@ -29,21 +30,6 @@ struct Ring {
   static constexpr int kShared =
       kStages * kStageBytes > 4 * kRingQuarters * kSums ? kStages * kStageBytes : 4 * kRingQuarters * kSums;
 };
-
-// 16 bytes to shared memory, or zeros.
-__device__ __forceinline__ void copy_piece(char* to, const int8_t* from, bool inside) {
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(inside ? 16 : 0)
-               : "memory");
-}
-
-__device__ __forceinline__ void copies_committed() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-// All of this thread's groups but the last kOpen are there.
-template <int kOpen>
-__device__ __forceinline__ void copies_landed() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
-}
 
 // Four matrices of 8 rows of 16 bytes: lane i names row i % 8 of matrix i / 8, and gets four bytes of row i / 4 of each.
 __device__ __forceinline__ void load_matrices(int (&r)[4], const char* from) {

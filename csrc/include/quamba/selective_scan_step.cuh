@@ -6,6 +6,7 @@
 // selective_scan_dt_step: the same with dt = W_dt d, a dot product that the channel's lanes share.
 #pragma once
 
+#include "quamba/copy.cuh"
 #include "quamba/launch.cuh"
 #include "quamba/linear_dot.cuh"
 #include "quamba/selective_scan.cuh"
@@ -14,6 +15,10 @@ namespace quamba {
 
 constexpr int kStepThreads = 128;
 constexpr int kStepChannels = kStepThreads / 4;  // of a block
+constexpr int kStepPieces = 3;  // of 16 bytes of W_dt that a lane asks for early: all, up to a rank of 192
+
+// What a thread copies early: states of its sequences, A, and pieces of W_dt, 16 bytes each.
+constexpr int step_slots(int sequences, bool product) { return sequences + 1 + (product ? kStepPieces : 0); }
 
 // What takes the place of dt: y = x W^T as in linear, of one row of x a sequence and one row of W a channel.
 struct DtProduct {
@@ -47,26 +52,18 @@ __device__ __forceinline__ T sum_of_lanes(const T (&y)[1], int) {
   return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
 }
 
-// Blocks of a multiprocessor, at least: as many as their registers allow.
-constexpr int step_blocks(bool product) {
-#if __CUDA_ARCH__ >= 900
-  return product ? 5 : 6;
-#else
-  return product ? 4 : 6;
-#endif
-}
-
 // kVector: N is a multiple of 4, and the states of a channel, and its row of A, are contiguous and aligned; so are, where
 // there is a product, the rows of d and W_dt, of a multiple of 16. kProduct: dt comes from it, not from p.dt.
 template <int SEQUENCES, bool kVector, bool kProduct>
-__global__ void __launch_bounds__(kStepThreads, step_blocks(kProduct))
+__global__ void __launch_bounds__(kStepThreads, kVector ? 7 : 4)
     selective_scan_step_kernel(const ScanParams p, const DtProduct product) {
   static_assert(SEQUENCES == 1 || SEQUENCES == 4, "one sequence, or one for each of a channel's lanes");
   extern __shared__ __align__(16) float shared[];
   const int width = (p.states + 3) / 4 * 4;
   float* const bs = shared;  // (SEQUENCES, width)
   float* const cs = shared + SEQUENCES * width;
-  int4* const ds = reinterpret_cast<int4*>(cs + SEQUENCES * width);  // (SEQUENCES, pieces)
+  int4* const slots = reinterpret_cast<int4*>(cs + SEQUENCES * width);  // (step_slots, kStepThreads), where kVector
+  int4* const ds = slots + (kVector ? step_slots(SEQUENCES, kProduct) * kStepThreads : 0);  // (SEQUENCES, pieces)
   const int64_t b0 = static_cast<int64_t>(blockIdx.y) * SEQUENCES;
   const int count = p.batch - b0 < SEQUENCES ? static_cast<int>(p.batch - b0) : SEQUENCES;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kStepChannels + threadIdx.x / 4;
@@ -92,23 +89,23 @@ __global__ void __launch_bounds__(kStepThreads, step_blocks(kProduct))
 
   // Everything is asked for before the first wait, what comes from afar first. Past the last sequence the first one is
   // read again, and nothing is written.
-  float4 a{}, h[SEQUENCES] = {};
+  const auto slot = [&](int i) { return slots + i * kStepThreads + threadIdx.x; };
+  const auto states_at = [&](int s) { return state + (s < count ? s : 0) * p.state_batch; };
   if (kVector && 4 * j < p.states) {
 #pragma unroll
-    for (int s = 0; s < SEQUENCES; ++s)
-      h[s] = *reinterpret_cast<const float4*>(state + (s < count ? s : 0) * p.state_batch + 4 * j);
-    a = *reinterpret_cast<const float4*>(A + 4 * j);
+    for (int s = 0; s < SEQUENCES; ++s) copy_piece(slot(s), states_at(s) + 4 * j);
+    copy_piece(slot(SEQUENCES), A + 4 * j);
+  }
+  if constexpr (kVector && kProduct) {
+#pragma unroll
+    for (int i = 0; i < kStepPieces; ++i)
+      if (j + 4 * i < pieces) copy_piece(slot(SEQUENCES + 1 + i), weight + 16 * (j + 4 * i));
   }
   const auto bits = [&](const Sequence& s) { return load_bits({s.data, s.type}, b * s.batch + c * s.channel); };
   const uint32_t x_bits = bits(p.x), dt_bits = kProduct ? 0 : bits(p.dt), z_bits = p.z.data ? bits(p.z) : 0;
   const uint32_t bias_bits = load_bits(p.dt_bias, c), skip_bits = load_bits(p.D, c);
   const float xs = p.x.scale.or_one(c), dt_scale = p.dt.scale.or_one(c), zs = p.z.scale.or_one(c);
   const float os = p.out_scale.or_one(c);
-  constexpr int kEarly = kProduct ? 3 : 0;  // pieces of a lane that are asked for now: all, up to a rank of 192
-  int4 w[kEarly + 1];
-  const auto weights = [&](int piece) { return load16<kVector>(weight, 16 * piece, product.rank); };
-#pragma unroll
-  for (int i = 0; i < kEarly; ++i) w[i] = j + 4 * i < pieces ? weights(j + 4 * i) : int4{};
   if constexpr (kProduct) {
     for (int i = threadIdx.x; i < SEQUENCES * pieces; i += kStepThreads) {
       const int s = i / pieces;
@@ -122,19 +119,22 @@ __global__ void __launch_bounds__(kStepThreads, step_blocks(kProduct))
     bs[s * width + n] = element(p.B, from, n);
     cs[s * width + n] = element(p.C, from, n);
   }
+  wait_copies();
   __syncthreads();
   const float x = from_bits(x_bits, p.x.type) * xs, skip = from_bits(skip_bits, p.D.type);
   float raw = from_bits(dt_bits, p.dt.type);
   if constexpr (kProduct) {
     int sums[SEQUENCES] = {};
-    const auto add = [&](const int4& weights, int piece) {
+    for (int i = 0, piece = j; piece < pieces; ++i, piece += 4) {
+      int4 w;
+      if (kVector && i < kStepPieces) {
+        w = *slot(SEQUENCES + 1 + i);
+      } else {
+        w = load16<kVector>(weight, 16 * piece, product.rank);
+      }
 #pragma unroll
-      for (int s = 0; s < SEQUENCES; ++s) sums[s] = dot16(weights, ds[s * pieces + piece], sums[s]);
-    };
-#pragma unroll
-    for (int i = 0; i < kEarly; ++i)
-      if (j + 4 * i < pieces) add(w[i], j + 4 * i);
-    for (int piece = j + 4 * kEarly; piece < pieces; piece += 4) add(weights(piece), piece);
+      for (int s = 0; s < SEQUENCES; ++s) sums[s] = dot16(w, ds[s * pieces + piece], sums[s]);
+    }
     // Rescaled step by step as linear does it: multiply-adds would give other integers.
     raw = __fmul_rn(static_cast<float>(sum_of_lanes(sums, j)), __fmul_rn(product.d_scale[0], product.weight_scale[c]));
     if (p.dt.scale) {
@@ -154,28 +154,28 @@ __global__ void __launch_bounds__(kStepThreads, step_blocks(kProduct))
   }
   for (int n0 = 4 * j; n0 < p.states; n0 += 16) {
     if constexpr (kVector) {
-      if (n0 >= 16) {
-#pragma unroll
-        for (int s = 0; s < SEQUENCES; ++s)
-          h[s] = *reinterpret_cast<const float4*>(state + (s < count ? s : 0) * p.state_batch + n0);
-        a = *reinterpret_cast<const float4*>(A + n0);
-      }
+      const auto four = [&](int i, const float* memory) {
+        if (n0 < 16) return *reinterpret_cast<const float4*>(slot(i));
+        return *reinterpret_cast<const float4*>(memory + n0);
+      };
+      const float4 a = four(SEQUENCES, A);
 #pragma unroll
       for (int s = 0; s < SEQUENCES; ++s) {
+        float4 h = four(s, states_at(s));
         const float4 b4 = *reinterpret_cast<const float4*>(bs + s * width + n0);
         const float4 c4 = *reinterpret_cast<const float4*>(cs + s * width + n0);
-        h[s].x = fmaf(exp2_approx(dts[s] * (a.x * kLog2E)), h[s].x, dtxs[s] * b4.x);
-        h[s].y = fmaf(exp2_approx(dts[s] * (a.y * kLog2E)), h[s].y, dtxs[s] * b4.y);
-        h[s].z = fmaf(exp2_approx(dts[s] * (a.z * kLog2E)), h[s].z, dtxs[s] * b4.z);
-        h[s].w = fmaf(exp2_approx(dts[s] * (a.w * kLog2E)), h[s].w, dtxs[s] * b4.w);
-        if (live && s < count) *reinterpret_cast<float4*>(state + s * p.state_batch + n0) = h[s];
-        y[s] = fmaf(h[s].x, c4.x, fmaf(h[s].y, c4.y, fmaf(h[s].z, c4.z, fmaf(h[s].w, c4.w, y[s]))));
+        h.x = fmaf(exp2_approx(dts[s] * (a.x * kLog2E)), h.x, dtxs[s] * b4.x);
+        h.y = fmaf(exp2_approx(dts[s] * (a.y * kLog2E)), h.y, dtxs[s] * b4.y);
+        h.z = fmaf(exp2_approx(dts[s] * (a.z * kLog2E)), h.z, dtxs[s] * b4.z);
+        h.w = fmaf(exp2_approx(dts[s] * (a.w * kLog2E)), h.w, dtxs[s] * b4.w);
+        if (live && s < count) *reinterpret_cast<float4*>(state + s * p.state_batch + n0) = h;
+        y[s] = fmaf(h.x, c4.x, fmaf(h.y, c4.y, fmaf(h.z, c4.z, fmaf(h.w, c4.w, y[s]))));
       }
     } else {
       for (int n = n0; n < n0 + 4 && n < p.states; ++n)
 #pragma unroll
         for (int s = 0; s < SEQUENCES; ++s) {
-          float* const at = state + (s < count ? s : 0) * p.state_batch + n * p.state_state;
+          float* const at = states_at(s) + n * p.state_state;
           const float decay = exp2_approx(dts[s] * (A[n * p.a_state] * kLog2E));
           const float value = fmaf(decay, *at, dtxs[s] * bs[s * width + n]);
           if (live && s < count) *at = value;
