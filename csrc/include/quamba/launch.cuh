@@ -39,6 +39,14 @@ __device__ __forceinline__ void prefetch(const void* p, uint32_t bytes) {
 // The same for whatever is near one address.
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
+// Whether this block is among those that the device takes at first, so many a multiprocessor: a later one has nothing to
+// wait for, and its own loads are as early as a prefetch.
+__device__ __forceinline__ bool in_first_wave(unsigned per_multiprocessor) {
+  unsigned multiprocessors;
+  asm("mov.u32 %0, %%nsmid;" : "=r"(multiprocessors));
+  return blockIdx.y * gridDim.x + blockIdx.x < multiprocessors * per_multiprocessor;
+}
+
 // Whether launch() lets a kernel start early on the current device: only where the code that runs there is that for
 // compute capability 9.0, which waits. Newer devices run the code of an older one, which does not.
 // QUAMBA_LAUNCH_EARLY=0 turns it off, to see what it gives.

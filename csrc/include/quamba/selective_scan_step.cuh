@@ -15,6 +15,7 @@ namespace quamba {
 
 constexpr int kStepThreads = 128;
 constexpr int kStepChannels = kStepThreads / 4;  // of a block
+constexpr int kStepBlocks = 7;  // of a multiprocessor: all the registers
 constexpr int kStepPieces = 3;  // of 16 bytes of W_dt that a lane asks for early: all, up to a rank of 192
 
 // What a thread copies early: states of its sequences, A, and pieces of W_dt, 16 bytes each.
@@ -55,7 +56,7 @@ __device__ __forceinline__ T sum_of_lanes(const T (&y)[1], int) {
 // kVector: N is a multiple of 4, and the states of a channel, and its row of A, are contiguous and aligned; so are, where
 // there is a product, the rows of d and W_dt, of a multiple of 16. kProduct: dt comes from it, not from p.dt.
 template <int SEQUENCES, bool kVector, bool kProduct>
-__global__ void __launch_bounds__(kStepThreads, kVector ? 7 : 4)
+__global__ void __launch_bounds__(kStepThreads, kVector ? kStepBlocks : 4)
     selective_scan_step_kernel(const ScanParams p, const DtProduct product) {
   static_assert(SEQUENCES == 1 || SEQUENCES == 4, "one sequence, or one for each of a channel's lanes");
   extern __shared__ __align__(16) float shared[];
@@ -85,6 +86,12 @@ __global__ void __launch_bounds__(kStepThreads, kVector ? 7 : 4)
     if (p.out_scale) prefetch(p.out_scale.data + c * p.out_scale.stride);
   }
   if (kProduct && b0 == 0 && live && 64 * j < product.rank) prefetch(weight + 64 * j);
+  // The block's states are neighbours: what memory has time for while the kernel before leaves it alone.
+  if (kVector && threadIdx.x < count && p.state_channel == p.states && in_first_wave(kStepBlocks)) {
+    const int64_t c0 = static_cast<int64_t>(blockIdx.x) * kStepChannels, rest = p.channels - c0;
+    prefetch(p.state + (b0 + threadIdx.x) * p.state_batch + c0 * p.states,
+             static_cast<uint32_t>((rest < kStepChannels ? rest : kStepChannels) * p.states * sizeof(float)));
+  }
   wait_for_previous();
 
   // Everything is asked for before the first wait, what comes from afar first. Past the last sequence the first one is
