@@ -134,21 +134,31 @@ __global__ void __launch_bounds__(Ring<TILES, TOKENS>::kThreads, TILES > 5 ? 1 :
   wait_for_previous();
 
   // A thread copies one piece of every kRows-th row of a stage: of the weight, then of x.
-  constexpr int kRows = R::kThreads / 8;
+  constexpr int kRows = R::kThreads / 8, kWeightCopies = (R::kColumns + kRows - 1) / kRows, kCopies = TOKENS / kRows;
   const int row = thread / 8, piece = thread % 8;
+  const int8_t* weight[kWeightCopies];
+  const int8_t* x[kCopies];
+#pragma unroll
+  for (int i = 0; i < kWeightCopies; ++i) {
+    const int64_t n = n0 + row + kRows * i;
+    weight[i] = p.weight + (n < p.columns ? n : n0) * p.weight_row;
+  }
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const int64_t m = m0 + row + kRows * i;
+    x[i] = p.x + (m < p.rows ? m : m0) * p.x_row;
+  }
   const auto copy_stage = [&](int stage) {
-    char* const slot = shared + stage % R::kStages * R::kStageBytes;
+    char* const slot = shared + stage % R::kStages * R::kStageBytes + ring_offset(row, piece);
     const int64_t k = static_cast<int64_t>(stage) * kRingStage + 16 * piece;
-    const bool inside = stage < end && k < p.inner;
+    const bool inside = k < p.inner;
     const int64_t from = inside ? k : 0;
 #pragma unroll
-    for (int r = row; r < R::kColumns; r += kRows)
-      copy_piece(slot + ring_offset(r, piece), p.weight + (n0 + r < p.columns ? n0 + r : n0) * p.weight_row + from,
-                 inside);
+    for (int i = 0; i < kWeightCopies; ++i)
+      if (row + kRows * i < R::kColumns) copy_piece(slot + i * kRows * kRingStage, weight[i] + from, inside);
 #pragma unroll
-    for (int r = row; r < TOKENS; r += kRows)
-      copy_piece(slot + ring_offset(R::kColumns + r, piece), p.x + (m0 + r < p.rows ? m0 + r : m0) * p.x_row + from,
-                 inside);
+    for (int i = 0; i < kCopies; ++i)
+      copy_piece(slot + (R::kColumns + i * kRows) * kRingStage, x[i] + from, inside);
   };
 #pragma unroll
   for (int i = 0; i < R::kStages - 1; ++i) {
