@@ -30,10 +30,10 @@ bool in_words(const Sequence& s, int64_t size, int64_t step) {
 
 // dt: none where a product takes its place.
 ScanParams params_of(const Tensor& x, const OptionalTensor& x_scale, const OptionalTensor& dt,
-                     const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B, const OptionalTensor& B_scale,
-                     const Tensor& C, const OptionalTensor& C_scale, const Tensor& D, const OptionalTensor& z,
-                     const OptionalTensor& z_scale, const OptionalTensor& out_scale, ScalarType out_dtype,
-                     const OptionalTensor& state) {
+                     const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B,
+                     const OptionalTensor& B_scale, const Tensor& C, const OptionalTensor& C_scale, const Tensor& D,
+                     const OptionalTensor& z, const OptionalTensor& z_scale, const OptionalTensor& out_scale,
+                     ScalarType out_dtype, const OptionalTensor& state) {
   const int64_t channels = x.size(x.dim() - 1);
   check_device(A, x, "A");
   QUAMBA_CHECK(A.dim() == 2 && A.size(0) == channels && A.scalar_type() == ScalarType::Float, "A has shape ",

@@ -39,8 +39,8 @@ __device__ __forceinline__ void prefetch(const void* p, uint32_t bytes) {
 // The same for whatever is near one address.
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
-// Whether this block is among those that the device takes at first, so many a multiprocessor: a later one has nothing to
-// wait for, and its own loads are as early as a prefetch.
+// Whether this block is among those that the device takes at first, so many a multiprocessor: a later one has nothing
+// to wait for, and its own loads are as early as a prefetch.
 __device__ __forceinline__ bool in_first_wave(unsigned per_multiprocessor) {
   unsigned multiprocessors;
   asm("mov.u32 %0, %%nsmid;" : "=r"(multiprocessors));

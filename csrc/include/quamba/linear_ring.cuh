@@ -1,9 +1,10 @@
-// linear, some rows of x: more than pay for a pass over the weight straight into registers, too few to fill the tiles of
-// the matrix kernels.
+// linear, some rows of x: more than pay for a pass over the weight straight into registers, too few to fill the tiles
+// of the matrix kernels.
 //
 // A block takes 16 * TILES rows of the weight against 16, 32 or 64 rows of x. Both come in stages of 128 bytes of K
-// through a ring in shared memory; within a stage each of four warps takes 32 bytes, so that every byte is read from there
-// once or twice. A cluster of blocks cuts K where the weight has few rows, and adds up through the cluster's memory.
+// through a ring in shared memory; within a stage each of four warps takes 32 bytes, so that every byte is read from
+// there once or twice. A cluster of blocks cuts K where the weight has few rows, and adds up through the cluster's
+// memory.
 #pragma once
 
 #include "quamba/copy.cuh"
@@ -31,7 +32,8 @@ struct Ring {
       kStages * kStageBytes > 4 * kRingQuarters * kSums ? kStages * kStageBytes : 4 * kRingQuarters * kSums;
 };
 
-// Four matrices of 8 rows of 16 bytes: lane i names row i % 8 of matrix i / 8, and gets four bytes of row i / 4 of each.
+// Four matrices of 8 rows of 16 bytes: lane i names row i % 8 of matrix i / 8, and gets four bytes of row i / 4 of
+// each.
 __device__ __forceinline__ void load_matrices(int (&r)[4], const char* from) {
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(from));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -59,7 +61,8 @@ __device__ __forceinline__ const int* in_block(const int* p, int rank) {
 // Byte `piece` * 16 of row `row` of a stage: eight rows at one piece, as load_matrices reads, are on distinct banks.
 __device__ __forceinline__ int ring_offset(int row, int piece) { return row * kRingStage + ((piece ^ row) & 7) * 16; }
 
-// What belongs to four neighbouring columns of the result, and the rescaling of their sums, step by step as in finish().
+// What belongs to four neighbouring columns of the result, and the rescaling of their sums, step by step as in
+// finish().
 struct RingColumns {
   float weight_scale[4], bias[4], out_scale[4];
   bool whole;  // residual and result can be read and written in fours

@@ -53,8 +53,8 @@ __device__ __forceinline__ T sum_of_lanes(const T (&y)[1], int) {
   return sum + __shfl_xor_sync(0xffffffffu, sum, 2);
 }
 
-// kVector: N is a multiple of 4, and the states of a channel, and its row of A, are contiguous and aligned; so are, where
-// there is a product, the rows of d and W_dt, of a multiple of 16. kProduct: dt comes from it, not from p.dt.
+// kVector: N is a multiple of 4, and the states of a channel, and its row of A, are contiguous and aligned; so are,
+// where there is a product, the rows of d and W_dt, of a multiple of 16. kProduct: dt comes from it, not from p.dt.
 template <int SEQUENCES, bool kVector, bool kProduct>
 __global__ void __launch_bounds__(kStepThreads, kVector ? kStepBlocks : 4)
     selective_scan_step_kernel(const ScanParams p, const DtProduct product) {
