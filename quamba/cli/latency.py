@@ -26,7 +26,7 @@ def latency(model: nn.Module) -> dict[str, float]:
         return {}
     subject = Quantized("quamba", model)
     report = measure(
-        model="", recipe=None, dtype=torch.get_default_dtype(), subjects=[subject], batches=(1,), lengths=(PROMPT,),
-        new_tokens=0, plan=Plan(), kernels=0,
+        model="", dtype=torch.get_default_dtype(), subjects=[subject], batches=(1,), lengths=(PROMPT,),
+        new_tokens=(), plan=Plan(), kernels=0,
     )  # fmt: skip
     return {figure.case.what: figure.time.median for figure in report.figures if figure.case.mode == subject.modes[0]}

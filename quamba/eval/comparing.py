@@ -10,11 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from quamba.checkpoint.layout import is_scale
+from quamba.checkpoint.sizes import checkpoint_dtype, weight_bytes
 from quamba.errors import QuambaError
 from quamba.eval import provenance
 from quamba.eval.perplexity import CachedLogits, cache_logits, compare
@@ -176,24 +174,6 @@ class _Measure:
 
 def _name(text: TextPart | None) -> str | None:
     return None if text is None else text.name
-
-
-def checkpoint_dtype(model: Any) -> torch.dtype:
-    """The dtype of the checkpoint that a model of transformers came from, whatever it was loaded in."""
-    found = AutoConfig.from_pretrained(model.name_or_path).dtype if model.name_or_path else None
-    return found if isinstance(found, torch.dtype) else model.dtype
-
-
-def weight_bytes(model: nn.Module, *, dtype: torch.dtype) -> int:
-    """The bytes of a float or quantized model's tensors in a checkpoint whose float tensors have that dtype."""
-    total, seen = 0, set()
-    for name, tensor in model.state_dict().items():
-        if tensor.numel() and tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        free = tensor.is_floating_point() and not is_scale(name)
-        total += tensor.numel() * (dtype.itemsize if free else tensor.element_size())
-    return total
 
 
 def _calibration(text: TextPart, tokenizer: Any, plan: Plan) -> list[Tensor]:

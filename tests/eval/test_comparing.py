@@ -12,9 +12,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import quamba
+from quamba.checkpoint.sizes import checkpoint_dtype, weight_bytes
 from quamba.errors import CalibrationError, QuambaError, RecipeError
 from quamba.eval import comparing, perplexity
-from quamba.eval.comparing import checkpoint_dtype, run_trials, weight_bytes
+from quamba.eval.comparing import run_trials
 from quamba.eval.perplexity import compare
 from quamba.eval.state import StateFile
 from quamba.eval.trials import FLOAT, Plan, Trial
