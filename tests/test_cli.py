@@ -216,6 +216,51 @@ def test_compare(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(json.loads(state.read_text())["trials"]) == 2
 
 
+def test_compare_times_recipes_on_one_machine(
+    model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state.json"
+    options = (
+        "compare",
+        model,
+        "--text",
+        f"books={text}",
+        "--limit",
+        2,
+        "--context",
+        40,
+        "--state",
+        state,
+        "--no-latency",
+    )
+    timed = (*options[:-1], "--latency", "--latency-prompt", 9, "--latency-batch", 2)
+    first = one_line(run(*timed, "--recipes", "dynamic", "--json"))
+    assert first["latency"]["prompt"] == 9
+    assert first["timed_on"]["hardware"] == first["hardware"]
+    for line in first["lines"]:
+        assert (line["latency"]["prompt"], line["latency"]["batch"]) == (9, 2)
+        assert line["latency"]["times"]["TPOT"]["runs"] >= 3
+    # Resumed, with the times of then.
+    again = run(*timed, "--recipes", "dynamic", "--markdown")
+    assert "done" not in again.stderr
+    head, _, base, row, _, note, *_ = again.stdout.splitlines()
+    assert head.endswith("| TTFT (2 x 9 tokens), ms | TPOT (batch 2), ms |")
+    tpot = [line["latency"]["times"]["TPOT"]["median"] for line in first["lines"]]
+    assert f"| {tpot[0]:.3f}" in base
+    assert f"| {tpot[1]:.3f}" in row
+    assert f"({tpot[0] / tpot[1]:.2f}x) |" in row
+    assert note.startswith("TTFT, TPOT: medians of")
+    assert "in brackets times as fast as float" in note
+    other = run(*timed[:-1], 3, "--recipes", "dynamic")
+    assert (other.exit_code, other.stdout) == (1, "")
+    assert "a comparison with other latency in" in other.stderr
+    untimed = run(*options, "--no-latency", "--recipes", "dynamic")
+    assert "a comparison with other latency, timed_on in" in untimed.stderr
+    with quamba.ops.native.disabled():
+        elsewhere = run(*timed, "--recipes", "dynamic")
+    assert "a comparison with other timed_on in" in elsewhere.stderr
+
+
 def test_generate_continues_the_prompt(quantized: Path) -> None:
     result = run("generate", quantized, "--prompt", "The old house", "--max-new-tokens", 6)
     loaded, tokenizer = quamba.load(quantized), AutoTokenizer.from_pretrained(quantized)

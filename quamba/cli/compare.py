@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.table import Table
 
@@ -28,13 +29,13 @@ from quamba.cli.evaluation import (
     chosen_tasks,
     chosen_texts,
 )
-from quamba.cli.latency import latency_on
 from quamba.errors import QuambaError
 from quamba.eval import provenance
 from quamba.eval.comparing import run_trials
+from quamba.eval.latency import LatencySettings, timed_on
 from quamba.eval.state import StateFile
 from quamba.eval.statistics import CONFIDENCE, RESAMPLES
-from quamba.eval.table import cells, lines_of, markdown
+from quamba.eval.table import cells, lines_of, markdown, notes
 from quamba.eval.tasks import SEEDS
 from quamba.eval.trials import Plan, Trial
 from quamba.recipes import RECIPES
@@ -72,6 +73,14 @@ def compare(
         list[str] | None, typer.Option(metavar="GLOB", help="What to keep in float, in every recipe; repeatable.")
     ] = None,
     batch_size: BatchOption = "auto",
+    latency: Annotated[
+        bool | None,
+        typer.Option(
+            "--latency/--no-latency", help="Time the first token (TTFT) and the next ones (TPOT). By default on a GPU."
+        ),
+    ] = None,
+    latency_prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that TTFT is of.")] = 512,
+    latency_batch: Annotated[int, typer.Option(min=1, help="Sequences timed at once.")] = 1,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -91,6 +100,7 @@ def compare(
     wanted = [chosen_recipe(name) for name in recipes.split(",")]
     level, batch = chosen_percentile(percentile), chosen_batch(batch_size)
     texts, tasks = chosen_texts(text), chosen_tasks(task)
+    timed = torch.device(device).type == "cuda" if latency is None else latency
     if json and as_markdown:
         raise typer.BadParameter("found both --json and --markdown; expected one", param_hint="--json")
     if not texts and not tasks:
@@ -100,6 +110,7 @@ def compare(
             recipes=tuple(wanted), calibrations=tuple(TextPart.parse(value) for value in calib or ()),
             texts=tuple(texts), tasks=tuple(tasks), samples=samples, seq_len=seq_len, context=context, limit=limit,
             percentile=level, keep=tuple(keep or ()),
+            latency=LatencySettings(latency_prompt, latency_batch) if timed else None,
         )  # fmt: skip
 
         def load() -> Any:
@@ -113,6 +124,7 @@ def compare(
             "model_sha256": provenance.model_sha256(first),
             "dtype": dtype.value,
             "device": device.partition(":")[0],
+            **({"timed_on": timed_on(first.device)} if timed else {}),
             **plan.identity(),
             "versions": {name: versions[name] for name in _VERSIONS if name in versions},
         }
@@ -127,16 +139,14 @@ def compare(
             calibration = f" on {trial.calibration}" if trial.calibration else ""
             message(f"{trial.name}{calibration}: done, quantized in {trial.seconds:.1f} s")
 
-        trials = run_trials(
-            plan, load, load_tokenizer(model), done=kept.trials, keep=add, latency=latency_on(device), batch_size=batch
-        )
+        trials = run_trials(plan, load, load_tokenizer(model), done=kept.trials, keep=add, batch_size=batch)
         lines = lines_of(trials)
         about = {
             "model": model, **identity, "date": provenance.now(), "hardware": hardware, "versions": versions,
             "seeds": SEEDS, "confidence": CONFIDENCE, "resamples": RESAMPLES,
         }  # fmt: skip
         if json:
-            print_json({**about, "lines": [line.to_dict() for line in lines]})
+            print_json({**about, "lines": [line.to_dict() for line in lines], "notes": notes(lines)})
         elif as_markdown:
             print(markdown(lines))
         else:
@@ -148,4 +158,6 @@ def compare(
             for row in rows[1:]:
                 table.add_row(*row)
             console.print(table)
+            for note in notes(lines):
+                console.print(note)
             console.print(f"{about['date']}, {hardware}, model {identity['model_sha256'][:16]}")

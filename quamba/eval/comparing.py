@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from quamba.checkpoint.sizes import checkpoint_dtype, weight_bytes
 from quamba.errors import QuambaError
 from quamba.eval import provenance
+from quamba.eval.latency import measure_latency
 from quamba.eval.perplexity import CachedLogits, cache_logits, compare
 from quamba.eval.tasks import run_tasks
 from quamba.eval.texts import first_windows, fitting_perplexity
@@ -28,8 +29,6 @@ from quamba.text import TextPart, calibration_sequences, windows
 # Memory for the baseline's logits of the windows on which the divergence is measured.
 KL_BYTES = 1 << 28
 
-Latency = Callable[[nn.Module], dict[str, float]]
-
 
 def run_trials(
     plan: Plan,
@@ -38,7 +37,6 @@ def run_trials(
     *,
     done: Sequence[Trial] = (),
     keep: Callable[[Trial], None] = lambda trial: None,
-    latency: Latency | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> list[Trial]:
@@ -50,7 +48,6 @@ def run_trials(
         tokenizer: of the model.
         done: trials of an earlier run of the same plan on the same model; they are not run again.
         keep: called with each new trial as it is finished.
-        latency: measures a model's latencies, in milliseconds, by name; None measures none.
         batch_size: sequences per forward pass; None finds what memory holds.
         progress: show progress bars; None shows them on a terminal.
 
@@ -71,7 +68,7 @@ def run_trials(
         for part in plan.texts
     }
     finished = {trial.key: trial for trial in done}
-    measure = _Measure(plan, tokenizer, streams, latency=latency, batch_size=batch_size, progress=progress)
+    measure = _Measure(plan, tokenizer, streams, batch_size=batch_size, progress=progress)
     missing = [pair for pair in pairs if (pair[0].name, _name(pair[1])) not in finished]
     baseline = get_recipe(FLOAT)
     order = [(FLOAT, None), *((recipe.name, _name(text)) for recipe, text in pairs)]
@@ -104,12 +101,11 @@ class _Measure:
         tokenizer: Any,
         streams: Mapping[str, Tensor],
         *,
-        latency: Latency | None,
         batch_size: int | None,
         progress: bool | None,
     ) -> None:
         self.plan, self.tokenizer, self.streams = plan, tokenizer, streams
-        self.latency, self.batch_size, self.progress = latency, batch_size, progress
+        self.batch_size, self.progress = batch_size, progress
 
     def __call__(
         self,
@@ -129,6 +125,7 @@ class _Measure:
             if self.plan.tasks
             else []
         )  # fmt: skip
+        timed = None if recipe.simulated else self.plan.latency
         return Trial(
             recipe=recipe.to_dict(),
             calibration=_name(text),
@@ -136,7 +133,7 @@ class _Measure:
             seconds=seconds,
             texts={name: self._text(model, name, references.get(name)) for name in self.streams},
             tasks={result.name: result for result in tasks},
-            latency={} if self.latency is None else self.latency(model),
+            latency=None if timed is None else measure_latency(model, timed),
             date=provenance.now(),
         )
 
