@@ -216,6 +216,19 @@ def test_compare(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.Mo
     assert len(json.loads(state.read_text())["trials"]) == 2
 
 
+def test_compare_draws(model: Path, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the figures need matplotlib")
+    options = ("compare", model, "--text", f"books={text}", "--limit", 2, "--context", 40, "--recipes", "dynamic")
+    picture, state = tmp_path / "new" / "trade.png", tmp_path / "state.json"
+    done = run(*options, "--state", state, "--picture", picture, "--markdown")
+    assert done.stdout.startswith("| recipe |")
+    assert f"{picture}: written" in done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in picture.parent.iterdir()] == ["trade.png"]
+    wrong = run(*options, "--state", state, "--picture", tmp_path / "trade.jpg")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+
+
 def test_compare_times_recipes_on_one_machine(
     model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,6 @@
 """quamba bench: latency, memory and bandwidth of a model, or of random weights of a shape."""
 
 import json as json_module
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +16,17 @@ from quamba.bench.subjects import Quantized, Subject
 from quamba.bench.tables import tables
 from quamba.bench.timing import Plan
 from quamba.checkpoint.sizes import checkpoint_dtype
-from quamba.cli.common import DebugOption, Dtype, DtypeOption, chosen_recipe, load_model, message, output, reporting
+from quamba.cli.common import (
+    DebugOption,
+    Dtype,
+    DtypeOption,
+    chosen_recipe,
+    load_model,
+    message,
+    output,
+    reporting,
+    write_file,
+)
 from quamba.errors import QuambaError, RecipeError
 from quamba.eval.trials import FLOAT
 from quamba.recipe import Recipe
@@ -100,7 +109,7 @@ def bench(
             kernels=kernels if kernels is not None else 12 if len(wanted or [""]) == 1 else 0,
         )
         if json is not None:
-            _write(json, json_module.dumps(found.to_dict(), indent=1))
+            write_file(json, f"{json_module.dumps(found.to_dict(), indent=1)}\n".encode())
         if as_markdown:
             print(markdown(found))
             return
@@ -138,10 +147,3 @@ def _subjects(
             yield Quantized(loaded.quantization.recipe.name, loaded)
         else:
             raise QuambaError(f"found --recipes for {model!r}, which is quantized; expected the float model")
-
-
-def _write(path: Path, text: str) -> None:
-    """Beside, then renamed: never half a file."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text + "\n", encoding="utf-8")
-    os.replace(beside, path)

@@ -7,6 +7,8 @@ import torch
 import typer
 from rich.table import Table
 
+from quamba.analysis.figures import FORMATS, image, trades
+from quamba.analysis.figures.canvas import matplotlib
 from quamba.cli.common import (
     DebugOption,
     DeviceOption,
@@ -20,6 +22,7 @@ from quamba.cli.common import (
     output,
     print_json,
     reporting,
+    write_file,
 )
 from quamba.cli.evaluation import (
     BatchOption,
@@ -92,6 +95,12 @@ def compare(
     restart: Annotated[bool, typer.Option("--restart", help="Start anew, whatever the state file holds.")] = False,
     dtype: Annotated[Dtype, typer.Option(help="Dtype to compute in what is float.")] = Dtype.float32,
     device: DeviceOption = "cpu",
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png|.svg", help="Also draw what is lost against size and latency. Needs the extra 'analysis'."
+        ),
+    ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
     json: JsonOption = False,
     debug: DebugOption = False,
@@ -105,7 +114,12 @@ def compare(
         raise typer.BadParameter("found both --json and --markdown; expected one", param_hint="--json")
     if not texts and not tasks:
         raise typer.BadParameter("found neither a text nor a task; expected at least one", param_hint="--text/--task")
+    if picture is not None and picture.suffix[1:] not in FORMATS:
+        raise typer.BadParameter(f"found {str(picture)!r}; expected FILE.png or FILE.svg", param_hint="--picture")
     with reporting(debug=debug):
+        if picture is not None:
+            # Where it is missing, before the work.
+            matplotlib()
         plan = Plan(
             recipes=tuple(wanted), calibrations=tuple(TextPart.parse(value) for value in calib or ()),
             texts=tuple(texts), tasks=tuple(tasks), samples=samples, seq_len=seq_len, context=context, limit=limit,
@@ -145,8 +159,13 @@ def compare(
             "model": model, **identity, "date": provenance.now(), "hardware": hardware, "versions": versions,
             "seeds": SEEDS, "confidence": CONFIDENCE, "resamples": RESAMPLES,
         }  # fmt: skip
+        content = {**about, "lines": [line.to_dict() for line in lines], "notes": notes(lines)}
+        if picture is not None:
+            figure, _ = trades(content)
+            write_file(picture, image(figure, picture.suffix[1:]))
+            message(f"{picture}: written")
         if json:
-            print_json({**about, "lines": [line.to_dict() for line in lines], "notes": notes(lines)})
+            print_json(content)
         elif as_markdown:
             print(markdown(lines))
         else:
