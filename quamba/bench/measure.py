@@ -42,8 +42,8 @@ class Figure:
             on a CPU, and where nothing ran.
         bandwidth: bytes per second of weights and state, over the median; None where that is no measure.
         operations: of the blocks' linears per second, over the median; None where that is no measure.
-        speedup: median of the reference in the same case and mode over this one's; None for the reference itself and
-            without one.
+        speedup: median of the reference in the same case and mode over this one's, both measured; None for the
+            reference itself and without one.
     """
 
     subject: str
@@ -237,10 +237,12 @@ def _figure(subject: Subject, case: Case, time: Spread, peak: int | None) -> Fig
 
 
 def _compared(figures: Sequence[Figure], reference: str | None) -> list[Figure]:
-    """With speedups over the reference's, which is among them or in no such case."""
-    base = next((figure.time.median for figure in figures if figure.subject == reference), None)
+    """With speedups over the reference's, which is among them or in no such case; of measured times alone."""
+    base = next((figure.time.median for figure in figures if figure.subject == reference and figure.measured), None)
     return [
-        figure if base is None or figure.subject == reference else replace(figure, speedup=base / figure.time.median)
+        figure
+        if base is None or figure.subject == reference or not figure.measured
+        else replace(figure, speedup=base / figure.time.median)
         for figure in figures
     ]
 

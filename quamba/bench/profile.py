@@ -76,9 +76,9 @@ def _heading(case: Case) -> str:
 
 def _time(figure: Figure) -> str:
     time = figure.time
-    speedup = "" if figure.speedup is None else f", {figure.speedup:.2f}x"
     if not figure.measured:
-        return f"~{milliseconds(time.median)}{speedup}"
+        return f"~{milliseconds(time.median)}"
+    speedup = "" if figure.speedup is None else f", {figure.speedup:.2f}x"
     return f"{milliseconds(time.median)} [{_both(time.lower, time.upper)}]{speedup}"
 
 

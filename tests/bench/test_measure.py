@@ -1,6 +1,7 @@
 """What is measured, against figures worked out by hand."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -59,6 +60,26 @@ def test_every_case_and_figure_is_there() -> None:
     drawn = tables(report)
     # Six cases and three rows of memory; every figure.
     assert (drawn[0].row_count, drawn[2].row_count) == (9, 12)
+
+
+def test_a_computed_time_is_compared_with_none() -> None:
+    class Slow(Quantized):
+        def decode(self, batch: int, mode: str) -> Any:
+            return lambda: time.sleep(0.05)
+
+    model = make("mamba")
+    plan = Plan(rounds=1, runs=2, warm_ups=1, seconds=1.5)
+    report = measure(
+        model="", dtype=torch.float32, subjects=[Quantized("fast", model), Slow("slow", model)], reference="slow",
+        batches=[1], lengths=[4], new_tokens=[2, 30], plan=plan, kernels=0,
+    )  # fmt: skip
+    measured = {
+        (f.subject, f.case.what, f.case.new_tokens): (f.measured, f.speedup is not None) for f in report.figures
+    }
+    assert measured["fast", "TPOT", 0] == (True, True)
+    assert measured["fast", "TTLT", 2] == (True, True)
+    assert measured["slow", "TTLT", 30] == (False, False)
+    assert measured["fast", "TTLT", 30] == (True, False)
 
 
 def test_bytes_and_operations() -> None:
