@@ -65,8 +65,6 @@ def units() -> list[Unit]:
     for groups in (1, 2):
         defines = (f"-DQUAMBA_GROUPS={groups}",)
         result.append(Unit("mixers_step_kernel.cu", f"mixers_step_{groups}", defines, only="90a"))
-    # Clusters add up where blocks share a sum.
-    result.append(Unit("linear_ring.cu", "linear_ring", only="90a"))
     result.append(Unit("linear_sm80.cu", "linear_sm80", NO_ASSERTS, only="80"))
     for name, cpp in TYPES.items():
         for residual in (0, 1):
@@ -76,6 +74,7 @@ def units() -> list[Unit]:
             for tile in tiles if name != "float" else tiles[2:]:
                 defines = (*NO_ASSERTS, f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 result.append(Unit("linear_sm90.cu", f"linear_sm90_{name}_{residual}_{tile}", defines, only="90a"))
+    result.append(Unit("linear_ring.cu", "linear_ring", only="90a"))  # blocks of a cluster add up
     return result
 
 
