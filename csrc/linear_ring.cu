@@ -1,6 +1,8 @@
 // How the ring kernel of linear is cut for a shape, and its launch.
 #include "linear_ring.h"
 
+#include <cstdlib>
+
 #include "quamba/linear_ring.cuh"
 
 namespace quamba {
@@ -34,7 +36,10 @@ cudaError_t start(const LinearParams& p, int cluster, cudaStream_t stream) {
   using R = Ring<TILES, TOKENS>;
   const dim3 grid(static_cast<unsigned>((p.columns + R::kColumns - 1) / R::kColumns * cluster),
                   static_cast<unsigned>((p.rows + TOKENS - 1) / TOKENS));
-  return launch(linear_ring_kernel<TILES, TOKENS>, Launch{grid, R::kThreads, R::kShared, stream, cluster}, p, cluster);
+  static const char* const forced = std::getenv("QUAMBA_RING_AHEAD");  // stages to prefetch, for tuning
+  const int ahead = forced ? std::atoi(forced) : R::kStages;
+  return launch(linear_ring_kernel<TILES, TOKENS>, Launch{grid, R::kThreads, R::kShared, stream, cluster}, p, cluster,
+                ahead);
 }
 
 template <int TOKENS>

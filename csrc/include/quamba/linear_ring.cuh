@@ -113,10 +113,10 @@ struct RingColumns {
 };
 
 // blockIdx.x: cluster-many blocks in a row share a tile of columns, each with its part of K. blockIdx.y: rows of x.
-// p.out is aligned to four elements.
+// p.out is aligned to four elements. ahead: stages of the weight to prefetch while the kernel before runs.
 template <int TILES, int TOKENS>
 __global__ void __launch_bounds__(Ring<TILES, TOKENS>::kThreads, TILES > 5 ? 1 : 2)
-    linear_ring_kernel(const LinearParams p, int cluster) {
+    linear_ring_kernel(const LinearParams p, int cluster, int ahead) {
   using R = Ring<TILES, TOKENS>;
   extern __shared__ __align__(128) char shared[];
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
@@ -127,9 +127,9 @@ __global__ void __launch_bounds__(Ring<TILES, TOKENS>::kThreads, TILES > 5 ? 1 :
   const int all = static_cast<int>((p.inner + kRingStage - 1) / kRingStage);
   const int begin = all * rank / cluster, end = all * (rank + 1) / cluster;
   let_next_start();
-  if (thread < R::kColumns && n0 + thread < p.columns && begin < end) {
+  if (thread < R::kColumns && n0 + thread < p.columns && begin < end && ahead > 0) {
     const int64_t from = static_cast<int64_t>(begin) * kRingStage;
-    const int64_t to = static_cast<int64_t>(begin + R::kStages < end ? begin + R::kStages : end) * kRingStage;
+    const int64_t to = static_cast<int64_t>(begin + ahead < end ? begin + ahead : end) * kRingStage;
     prefetch(p.weight + (n0 + thread) * p.weight_row + from,
              static_cast<uint32_t>((to < p.inner ? to : p.inner) - from));
     if (rank == 0) prefetch_epilogue(p, n0 + thread, p.rows);
