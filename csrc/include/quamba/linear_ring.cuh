@@ -127,7 +127,8 @@ __global__ void __launch_bounds__(Ring<TILES, TOKENS>::kThreads, TILES > 5 ? 1 :
   const int all = static_cast<int>((p.inner + kRingStage - 1) / kRingStage);
   const int begin = all * rank / cluster, end = all * (rank + 1) / cluster;
   let_next_start();
-  if (thread < R::kColumns && n0 + thread < p.columns && begin < end && ahead > 0) {
+  if (thread < R::kColumns && n0 + thread < p.columns && begin < end && ahead > 0 &&
+      in_first_wave(TILES > 5 ? 1 : 2)) {
     const int64_t from = static_cast<int64_t>(begin) * kRingStage;
     const int64_t to = static_cast<int64_t>(begin + ahead < end ? begin + ahead : end) * kRingStage;
     prefetch(p.weight + (n0 + thread) * p.weight_row + from,
