@@ -38,8 +38,8 @@ cudaError_t start(const LinearParams& p, int cluster, cudaStream_t stream) {
                   static_cast<unsigned>((p.rows + TOKENS - 1) / TOKENS));
   static const char* const forced = std::getenv("QUAMBA_RING_AHEAD");  // stages to prefetch, for tuning
   const int ahead = forced ? std::atoi(forced) : R::kStages;
-  return launch(linear_ring_kernel<TILES, TOKENS>, Launch{grid, R::kThreads, R::kShared, stream, cluster}, p, cluster,
-                ahead);
+  return launch(linear_ring_kernel<TILES, TOKENS, RingWrite>, Launch{grid, R::kThreads, R::kShared, stream, cluster},
+                p, cluster, ahead, RingWrite{});
 }
 
 template <int TOKENS>

@@ -79,7 +79,8 @@ struct RingColumns {
   }
 
   template <typename Out>
-  __device__ __forceinline__ void write(const LinearParams& p, const int4& sums, int64_t m, int64_t n) const {
+  __device__ __forceinline__ void rescale(const LinearParams& p, const int4& sums, int64_t m, int64_t n,
+                                          Out (&values)[4]) const {
     const int sum[4] = {sums.x, sums.y, sums.z, sums.w};
     const float x_scale = p.x_scale[m];
     float residual[4] = {};
@@ -90,7 +91,6 @@ struct RingColumns {
       for (int i = 0; i < 4; ++i)
         if (n + i < p.columns) residual[i] = p.residual[m * p.residual_row + n + i];
     }
-    Out values[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       float v = __fmul_rn(static_cast<float>(sum[i]), __fmul_rn(x_scale, weight_scale[i]));
@@ -98,6 +98,12 @@ struct RingColumns {
       if (p.residual) v = __fadd_rn(v, residual[i]);
       Store<Out>::one(values + i, v, out_scale[i], reciprocal_approx(out_scale[i]));
     }
+  }
+
+  template <typename Out>
+  __device__ __forceinline__ void write(const LinearParams& p, const int4& sums, int64_t m, int64_t n) const {
+    Out values[4];
+    rescale(p, sums, m, n, values);
     Out* const out = static_cast<Out*>(p.out) + m * p.columns + n;
     if (whole) {
       struct alignas(4 * sizeof(Out)) Four {
@@ -112,11 +118,37 @@ struct RingColumns {
   }
 };
 
+// What a block does with sums(m), those of row m of its x at a thread's four columns from n on: it writes them to p.out,
+// which is aligned to four elements.
+struct RingWrite {
+  template <int ROUNDS, typename Sums>
+  __device__ __forceinline__ void operator()(const LinearParams& p, Sums&& sums, int first, int step, int end,
+                                             int64_t m0, int64_t n) const {
+    const RingColumns columns(p, n);
+    for (int m = first; m < end && m0 + m < p.rows; m += step) {
+      const int4 total = sums(m);
+      switch (p.out_type) {
+        case Type::kInt8:
+          columns.write<int8_t>(p, total, m0 + m, n);
+          break;
+        case Type::kHalf:
+          columns.write<__half>(p, total, m0 + m, n);
+          break;
+        case Type::kBFloat16:
+          columns.write<__nv_bfloat16>(p, total, m0 + m, n);
+          break;
+        default:
+          columns.write<float>(p, total, m0 + m, n);
+      }
+    }
+  }
+};
+
 // blockIdx.x: cluster-many blocks in a row share a tile of columns, each with its part of K. blockIdx.y: rows of x.
-// p.out is aligned to four elements. ahead: stages of the weight to prefetch while the kernel before runs.
-template <int TILES, int TOKENS>
+// ahead: stages of the weight to prefetch while the kernel before runs.
+template <int TILES, int TOKENS, typename Tail>
 __global__ void __launch_bounds__(Ring<TILES, TOKENS>::kThreads, TILES > 5 ? 1 : 2)
-    linear_ring_kernel(const LinearParams p, int cluster, int ahead) {
+    linear_ring_kernel(const LinearParams p, int cluster, int ahead, const Tail tail) {
   using R = Ring<TILES, TOKENS>;
   extern __shared__ __align__(128) char shared[];
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
@@ -224,33 +256,18 @@ __global__ void __launch_bounds__(Ring<TILES, TOKENS>::kThreads, TILES > 5 ? 1 :
       for (int m = first; m < TOKENS; m += kStep) *at(m) = of_quarters(m);
     cluster_meet();
   }
-  if (first < kStep && n0 + quad < p.columns) {
-    const RingColumns columns(p, n0 + quad);
-    const int share = TOKENS / cluster;
-    for (int m = rank * share + first; m < (rank + 1) * share && m0 + m < p.rows; m += kStep) {
-      int4 total;
-      if (cluster > 1) {
-        total = make_int4(0, 0, 0, 0);
+  const auto of_cluster = [&](int m) {
+    int4 total = make_int4(0, 0, 0, 0);
 #pragma unroll 4
-        for (int i = 0; i < cluster; ++i)
-          total = add(total, *reinterpret_cast<const int4*>(in_block(reinterpret_cast<const int*>(at(m)), i)));
-      } else {
-        total = of_quarters(m);
-      }
-      switch (p.out_type) {
-        case Type::kInt8:
-          columns.write<int8_t>(p, total, m0 + m, n0 + quad);
-          break;
-        case Type::kHalf:
-          columns.write<__half>(p, total, m0 + m, n0 + quad);
-          break;
-        case Type::kBFloat16:
-          columns.write<__nv_bfloat16>(p, total, m0 + m, n0 + quad);
-          break;
-        default:
-          columns.write<float>(p, total, m0 + m, n0 + quad);
-      }
-    }
+    for (int i = 0; i < cluster; ++i)
+      total = add(total, *reinterpret_cast<const int4*>(in_block(reinterpret_cast<const int*>(at(m)), i)));
+    return total;
+  };
+  if (first < kStep && n0 + quad < p.columns) {
+    constexpr int kRounds = (TOKENS + kStep - 1) / kStep;
+    const int share = TOKENS / cluster, row0 = rank * share;
+    const auto sums_of = [&](int m) { return cluster > 1 ? of_cluster(m) : of_quarters(m); };
+    tail.template operator()<kRounds>(p, sums_of, row0 + first, kStep, row0 + share, m0, n0 + quad);
   }
   if (cluster > 1) cluster_meet();  // no block may go while another reads its sums
 }
