@@ -1,61 +1,12 @@
-// How the ring kernel of linear is cut for a shape, and its launch.
+// The ring kernel of linear.
 #include "linear_ring.h"
 
-#include <cstdlib>
-
-#include "quamba/linear_ring.cuh"
+#include "linear_ring_start.h"
 
 namespace quamba {
-namespace {
-
-struct Cut {
-  int tiles, cluster;
-};
-
-// The cut by which the busiest multiprocessor has to fetch least.
-Cut cheapest(const LinearParams& p, int tokens, int processors) {
-  constexpr int64_t kAddingUp = 256;  // what meeting in a cluster costs, in rows of a stage
-  const int64_t stages = (p.inner + kRingStage - 1) / kRingStage, row_tiles = (p.rows + tokens - 1) / tokens;
-  Cut best{};
-  int64_t best_cost = 0;
-  for (const int tiles : {5, 2, 8}) {
-    for (const int cluster : {1, 2, 4, 8}) {
-      if (cluster > stages) continue;
-      const int64_t blocks = (p.columns + 16 * tiles - 1) / (16 * tiles) * cluster * row_tiles;
-      const int64_t cost = (blocks + processors - 1) / processors * (16 * tiles + tokens) *
-                               ((stages + cluster - 1) / cluster) +
-                           (cluster > 1 ? kAddingUp : 0);
-      if (best.tiles == 0 || cost < best_cost) best = {tiles, cluster}, best_cost = cost;
-    }
-  }
-  return best;
-}
-
-template <int TILES, int TOKENS>
-cudaError_t start(const LinearParams& p, int cluster, cudaStream_t stream) {
-  using R = Ring<TILES, TOKENS>;
-  const dim3 grid(static_cast<unsigned>((p.columns + R::kColumns - 1) / R::kColumns * cluster),
-                  static_cast<unsigned>((p.rows + TOKENS - 1) / TOKENS));
-  static const char* const forced = std::getenv("QUAMBA_RING_AHEAD");  // stages to prefetch, for tuning
-  const int ahead = forced ? std::atoi(forced) : R::kStages;
-  return launch(linear_ring_kernel<TILES, TOKENS, RingWrite>, Launch{grid, R::kThreads, R::kShared, stream, cluster},
-                p, cluster, ahead, RingWrite{});
-}
-
-template <int TOKENS>
-cudaError_t start(const LinearParams& p, int processors, cudaStream_t stream) {
-  const Cut cut = cheapest(p, TOKENS, processors);
-  if (cut.tiles == 2) return start<2, TOKENS>(p, cut.cluster, stream);
-  if (cut.tiles == 5) return start<5, TOKENS>(p, cut.cluster, stream);
-  return start<8, TOKENS>(p, cut.cluster, stream);
-}
-
-}  // namespace
 
 cudaError_t linear_ring(const LinearParams& p, int processors, cudaStream_t stream) {
-  if (p.rows <= 16) return start<16>(p, processors, stream);
-  if (p.rows <= 32) return start<32>(p, processors, stream);
-  return start<64>(p, processors, stream);
+  return start_ring(p, processors, 8, RingWrite{}, stream);
 }
 
 }  // namespace quamba

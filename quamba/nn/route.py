@@ -14,6 +14,7 @@ class Route:
         u: the granularity of u, or None.
         fused_xz: x0 and z leave in_proj as int8.
         conv: the convolution's weight is int8.
+        fused_conv: in_proj and the convolution are int8 all through, which a step can take as one op.
         static_x: x leaves the convolution as int8.
         rotate_x: x is rotated for x_proj and back for the scan.
         channel_x: x's scales are in the columns of x_proj.
@@ -31,6 +32,7 @@ class Route:
     u: str | None
     fused_xz: bool
     conv: bool
+    fused_conv: bool
     static_x: bool
     rotate_x: bool
     channel_x: bool
@@ -58,6 +60,9 @@ class Route:
             u=format.granularity("u"),
             fused_xz=static("x0", "z"),
             conv=format.weights["conv"] is not None,
+            fused_conv=static("u", "x0", "z", "x")
+            and not rotate_x
+            and None not in (format.weights["in_proj"], format.weights["conv"]),
             # A rotated x is quantized after the rotation.
             static_x=static("x") and not rotate_x,
             rotate_x=rotate_x,

@@ -8,6 +8,7 @@ from quamba.ops.embedding import embedding
 from quamba.ops.hadamard_inverse import hadamard_inverse
 from quamba.ops.hadamard_quant import hadamard, hadamard_quant
 from quamba.ops.linear import linear
+from quamba.ops.linear_conv1d_step import linear_conv1d_step
 from quamba.ops.mixer_step import mixer_step
 from quamba.ops.mixers_step import mixers_step
 from quamba.ops.quantize import quantize, quantize_per_token
@@ -27,6 +28,7 @@ __all__ = [
     "hadamard_inverse",
     "hadamard_quant",
     "linear",
+    "linear_conv1d_step",
     "mixer_step",
     "mixers_step",
     "quantize",

@@ -28,6 +28,9 @@ def linear() -> None:
         residual = randn(m, n, dtype=torch.float16)
         ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, residual, None, torch.float32)
         ops.linear(randint8(m, k), scales(m, 1), randint8(n, k), scales(n), None, None, scales(n), torch.int8)
+    for b, d, e in ((9, 100, 160), (64, 264, 48), (20, 40, 1040)):
+        args = (randint8(b, e), scales(), randint8(2 * d, e), scales(2 * d), None, scales(2 * d), randint8(d, 4))
+        ops.linear_conv1d_step(*args, scales(d), randn(d), scales(d), randint8(b, d, 4))
     del os.environ["QUAMBA_LINEAR_KERNEL"]
     for m, n, k in ((300, 512, 128), (2048, 640, 128), (513, 2560, 64)):
         ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, None, scales(), torch.int8)

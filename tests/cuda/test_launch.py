@@ -11,7 +11,8 @@ E, D, N, R = 320, 640, 16, 48
 
 
 def chain(batch: int, after, *, fused: bool = True) -> list[Tensor]:
-    """Some blocks' step from a fixed start; `after` is called behind every op. fused: dt_proj and scan in one op."""
+    """Some blocks' step from a fixed start; `after` is called behind every op. fused: W_in and convolution, and
+    W_dt and scan, in one op each."""
     torch.manual_seed(3)
     weights = {name: randint8(*shape) for name, shape in (("in", (2 * D, E)), ("x", (R + 2 * N, D)), ("out", (E, D)))}
     dt_weight, taps = randint8(D, R), randint8(D, 4)
@@ -28,9 +29,13 @@ def chain(batch: int, after, *, fused: bool = True) -> list[Tensor]:
 
     for _ in range(6):
         u = did(ops.rms_norm_quant(hidden, norm, one, 1e-5))
-        xz = did(ops.linear(u, one, weights["in"], one, None, None, in_scale, torch.int8))
-        x0, z = xz.split(D, dim=-1)
-        x = did(ops.causal_conv1d_step(x0, one, taps, one, bias, out_scale, torch.int8, conv))
+        if fused:
+            x, z = ops.linear_conv1d_step(u, one, weights["in"], one, None, in_scale, taps, one, bias, out_scale, conv)
+            after()
+        else:
+            xz = did(ops.linear(u, one, weights["in"], one, None, None, in_scale, torch.int8))
+            x0, z = xz.split(D, dim=-1)
+            x = did(ops.causal_conv1d_step(x0, in_scale[:D], taps, one, bias, out_scale, torch.int8, conv))
         dbc = did(ops.linear(x, one, weights["x"], one, None, None, x_scale, torch.int8))
         d, B, C = dbc.split([R, N, N], dim=-1)
         scan = (bias, A, B, one, C, one, skip, z, one, None, torch.float16, ssm)

@@ -121,6 +121,9 @@ struct RingColumns {
 // What a block does with sums(m), those of row m of its x at a thread's four columns from n on: it writes them to p.out,
 // which is aligned to four elements.
 struct RingWrite {
+  // Called before the kernel before has ended, by one thread a row of x.
+  __device__ __forceinline__ void near(const LinearParams&, int64_t, int64_t, int) const {}
+
   template <int ROUNDS, typename Sums>
   __device__ __forceinline__ void operator()(const LinearParams& p, Sums&& sums, int first, int step, int end,
                                              int64_t m0, int64_t n) const {
@@ -167,6 +170,7 @@ __global__ void __launch_bounds__(Ring<TILES, TOKENS>::kThreads, TILES > 5 ? 1 :
              static_cast<uint32_t>((to < p.inner ? to : p.inner) - from));
     if (rank == 0) prefetch_epilogue(p, n0 + thread, p.rows);
   }
+  if (thread < TOKENS) tail.near(p, m0 + thread, n0, R::kColumns);
   wait_for_previous();
 
   // A thread copies one piece of every kRows-th row of a stage: of the weight, then of x.
