@@ -14,6 +14,7 @@ Tensor call(const char* op, StableIValue* stack) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+#ifdef QUAMBA_SM90
 // The sizes agree, and every row and vector is aligned as the kernel reads it. All else is left to the single ops.
 bool fits(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& conv_weight,
           const Tensor& conv_state) {
@@ -29,6 +30,7 @@ bool fits(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Te
          x.size(1) % 16 == 0 && x.stride(0) % 16 == 0 && weight.stride(0) % 16 == 0 && aligned(x.data_ptr(), 16) &&
          aligned(weight.data_ptr(), 16);
 }
+#endif
 
 std::tuple<Tensor, Tensor> linear_conv1d_step(const Tensor& x, const Tensor& x_scale, const Tensor& weight,
                                               const Tensor& weight_scale, const OptionalTensor& bias,
