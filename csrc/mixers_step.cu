@@ -208,7 +208,10 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
   p->bytes = reinterpret_cast<int8_t*>(p->g + g);
   cudaError_t error = cudaMemsetAsync(memory, 0, zeroed, stream);
   if (error == cudaSuccess)
-    error = tokens <= 8 ? launch_mixers_step<1>(*params, stream) : launch_mixers_step<2>(*params, stream);
+    error = p->base == 0    ? launch_mixers_step<0>(*params, stream)
+            : p->base == 1  ? launch_mixers_step<1>(*params, stream)
+            : p->base == 12 ? launch_mixers_step<12>(*params, stream)
+                            : launch_mixers_step<20>(*params, stream);
   QUAMBA_CHECK(error == cudaSuccess, "mixers_step: the kernel could not be launched: ", cudaGetErrorString(error));
 }
 

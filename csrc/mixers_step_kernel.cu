@@ -1,13 +1,13 @@
-// One width of the kernel of mixers_step; compiled once for each in setup.py.
+// The kernel of mixers_step for one base matrix of the transform; compiled once for each in setup.py.
 #include "mixers_step_kernel.h"
 
 #include "quamba/mixers_step_kernel.cuh"
 
 namespace quamba {
 
-template <int GROUPS>
+template <int BASE>
 cudaError_t launch_mixers_step(const StackParams& p, cudaStream_t stream) {
-  const auto kernel = mixers_step_kernel<GROUPS>;
+  const auto kernel = mixers_step_kernel<BASE>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, p.plan.s.total);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config{};
@@ -20,6 +20,6 @@ cudaError_t launch_mixers_step(const StackParams& p, cudaStream_t stream) {
   return cudaLaunchKernelEx(&config, kernel, p);
 }
 
-template cudaError_t launch_mixers_step<QUAMBA_GROUPS>(const StackParams&, cudaStream_t);
+template cudaError_t launch_mixers_step<QUAMBA_BASE>(const StackParams&, cudaStream_t);
 
 }  // namespace quamba

@@ -1,46 +1,69 @@
-// mixers_step: the Hadamard transform of one row of g, by the workers of a thread block, and its rounding.
+// mixers_step: the Hadamard transform of one row of g, by the workers of a thread block, and its rounding. The same
+// additions in the same order as in hadamard_quant.cuh, but for the base matrix its signs are numbers in shared memory
+// and its rows a loop: straight-line code of that length takes longer to fetch than to run, where it runs once between
+// others.
 #pragma once
 
-#include "quamba/hadamard_quant.cuh"
 #include "quamba/mixers_step_tags.cuh"
 
 namespace quamba {
 
-// The base matrix across the rows of the (base, power) matrix: a worker takes a column.
-template <int BASE>
-__device__ __forceinline__ void rotate_base(const unsigned long long* g, unsigned tag, int power, float* shared) {
-  for (int column = threadIdx.x; column < power; column += kStackWorkers) {
-    float v[BASE];
-    bool there;
-    // The last one first, alone: while it is not there, asking for the others would only burden the memory.
-    do there = arrived(load_tagged(g + (BASE - 1) * power + column), tag, &v[BASE - 1]);
-    while (!there);
-    do {
-      unsigned long long words[BASE - 1];
-      const unsigned long long* from = g + column;
-      asm volatile("" : "+l"(from));  // the addresses are not worth keeping for another turn
-#pragma unroll
-      for (int i = 0; i < BASE - 1; ++i, from += power) words[i] = load_tagged(from);
-      there = true;
-#pragma unroll
-      for (int i = 0; i < BASE - 1; ++i) there &= arrived(words[i], tag, &v[i]);
-    } while (!there);
-    base_rows<BASE, 0>(v, shared, column, power);
+// The base matrix, row by row; before the workers start, by all threads.
+template <int BASE, int ROW = 0>
+__device__ __forceinline__ void write_signs(float* signs) {
+  if constexpr (ROW < BASE) {
+    constexpr uint64_t kBits = base_row(BASE, ROW);
+    if (threadIdx.x < BASE) signs[ROW * BASE + threadIdx.x] = kBits >> threadIdx.x & 1 ? -1.0f : 1.0f;
+    write_signs<BASE, ROW + 1>(signs);
   }
+}
+
+// The base matrix across the rows of the (base, power) matrix, in place. The worker of a column has it in registers;
+// where there are more workers than columns, several have the same one and compute some of its rows each.
+template <int BASE>
+__device__ __forceinline__ void rotate_base(const float* signs, int log_power, float* shared) {
+  const int power = 1 << log_power, parts = max(1, kStackWorkers >> log_power), pitch = padded_index(power);
+  const int part = parts > 1 ? threadIdx.x >> log_power : 0;
+#pragma unroll 1
+  for (int column = threadIdx.x - part * power; column < power; column += kStackWorkers) {
+    float* const at = shared + padded_index(column);
+    float v[BASE];
+#pragma unroll
+    for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
+    if (parts > 1) team_sync();
+#pragma unroll 2
+    for (int row = part; row < BASE; row += parts) {
+      const float4* const sign = reinterpret_cast<const float4*>(signs + row * BASE);
+      // Two sums, so that additions need not wait for each other.
+      float even = 0.0f, odd = 0.0f;
+#pragma unroll
+      for (int i = 0; i < BASE; i += 4) {
+        const float4 s = sign[i / 4];
+        even = fmaf(s.x, v[i], even), odd = fmaf(s.y, v[i + 1], odd);
+        even = fmaf(s.z, v[i + 2], even), odd = fmaf(s.w, v[i + 3], odd);
+      }
+      at[row * pitch] = even + odd;
+    }
+  }
+  team_sync();
 }
 
 // LOG_RADIX butterfly stages at strides 2^log_stride and up, in place.
 template <int LOG_RADIX>
 __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_stride) {
   constexpr int kRadix = 1 << LOG_RADIX;
+  // From one of a worker's numbers to the next, in padded_index: the stride is a multiple of sixteen.
+  const int step = padded_index(1 << log_stride);
+#pragma unroll 1
   for (int u = threadIdx.x; u < order >> LOG_RADIX; u += kStackWorkers) {
     const int low = u & ((1 << log_stride) - 1), first = ((u >> log_stride) << (log_stride + LOG_RADIX)) + low;
+    float* const at = shared + padded_index(first);
     float v[kRadix];
 #pragma unroll
-    for (int i = 0; i < kRadix; ++i) v[i] = shared[padded_index(first + (i << log_stride))];
+    for (int i = 0; i < kRadix; ++i) v[i] = at[i * step];
     butterflies<LOG_RADIX>(v);
 #pragma unroll
-    for (int i = 0; i < kRadix; ++i) shared[padded_index(first + (i << log_stride))] = v[i];
+    for (int i = 0; i < kRadix; ++i) at[i * step] = v[i];
   }
   team_sync();
 }
@@ -48,10 +71,12 @@ __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_
 // The last four stages, and the bytes.
 __device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int8_t* out) {
   const float reciprocal = reciprocal_approx(scale);
+#pragma unroll 1
   for (int u = threadIdx.x; u < order / 16; u += kStackWorkers) {
+    const float* const at = shared + padded_index(16 * u);
     float v[16];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) v[i] = shared[padded_index(16 * u + i)];
+    for (int i = 0; i < 16; ++i) v[i] = at[i];
     butterflies<4>(v);
     uint32_t bytes[16];
 #pragma unroll
@@ -60,24 +85,15 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
   }
 }
 
-// D is power * base with power a multiple of 16. `out` is aligned to 16 bytes.
-__device__ __forceinline__ void rotate_row(const StackPlan& p, const unsigned long long* g, unsigned tag,
-                                           float scale, float* shared, int8_t* out) {
+// A row of g that fetch_tagged left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
+// bytes.
+template <int BASE>
+__device__ __forceinline__ void rotate_row(const StackPlan& p, const float* signs, float scale, float* shared,
+                                           int8_t* out) {
   const int order = p.f.inner;
-  switch (p.base) {
-    case 12:
-      rotate_base<12>(g, tag, p.power, shared);
-      break;
-    case 20:
-      rotate_base<20>(g, tag, p.power, shared);
-      break;
-    default:
-      for_tagged(g, order, tag, [&](int i, float4 v) {
-        const int at = padded_index(4 * i);
-        shared[at] = v.x, shared[at + 1] = v.y, shared[at + 2] = v.z, shared[at + 3] = v.w;
-      });
-  }
   team_sync();
+  if constexpr (BASE > 1) rotate_base<BASE>(signs, p.log_power, shared);
+#pragma unroll 1
   for (int done = p.log_power; done > 4;) {
     const int stages = (done - 4) % 4 ? (done - 4) % 4 : 4;
     done -= stages;
@@ -96,7 +112,6 @@ __device__ __forceinline__ void rotate_row(const StackPlan& p, const unsigned lo
     }
   }
   rotate_last(shared, order, p.factor, scale, out);
-  team_sync();
 }
 
 }  // namespace quamba
