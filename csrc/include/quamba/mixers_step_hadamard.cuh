@@ -68,20 +68,25 @@ __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_
   team_sync();
 }
 
-// The last four stages, and the bytes.
+// The last four stages, and the bytes. A worker has eight numbers, its neighbour the other eight of sixteen.
 __device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int8_t* out) {
-  const float reciprocal = reciprocal_approx(scale);
+  const float reciprocal = reciprocal_approx(scale), sign = threadIdx.x & 1 ? -1.0f : 1.0f;
 #pragma unroll 1
-  for (int u = threadIdx.x; u < order / 16; u += kStackWorkers) {
-    const float* const at = shared + padded_index(16 * u);
-    float v[16];
+  for (int u0 = threadIdx.x & ~31; u0 < order / 8; u0 += kStackWorkers) {
+    const int u = u0 + (threadIdx.x & 31);
+    const bool live = u < order / 8;
+    const float* const at = shared + (live ? padded_index(8 * u) : 0);
+    float v[8];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) v[i] = at[i];
-    butterflies<4>(v);
-    uint32_t bytes[16];
+    for (int i = 0; i < 8; ++i) v[i] = at[i];
+    butterflies<3>(v);
+    uint32_t bytes[8];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) bytes[i] = round_to_byte(divide(v[i] * factor, scale, reciprocal));
-    store_bytes<16, true>(out + 16 * u, 16, bytes);
+    for (int i = 0; i < 8; ++i) {
+      const float turned = fmaf(sign, v[i], __shfl_xor_sync(0xffffffffu, v[i], 1));
+      bytes[i] = round_to_byte(divide(turned * factor, scale, reciprocal));
+    }
+    if (live) store_bytes<8, true>(out + 8 * u, 8, bytes);
   }
 }
 

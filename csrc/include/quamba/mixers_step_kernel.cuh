@@ -157,7 +157,7 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackShare& share
                                         : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
         if (second) {
           rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
-          team_sync();
+          if (m + row_step < p.tokens) team_sync();
         } else {
           norm_row(p, numbers, raw, partial, reinterpret_cast<uint32_t*>(row));
         }

@@ -49,7 +49,7 @@ __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& s
     float sum = 0.0f;
     if (width == 4) {
       const uint32_t word = __byte_perm(before, static_cast<uint8_t>(x0), 0x4321);
-      *reinterpret_cast<uint32_t*>(state) = word;
+      __stcg(reinterpret_cast<unsigned*>(state), word);
       float window[4], weight[4];
       unpack_bytes(word, window);
       unpack_bytes(reinterpret_cast<const uint32_t*>(taps)[c], weight);
@@ -216,7 +216,7 @@ __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare
       h.y = fmaf(exp2_approx(dt * (a.y * kLog2E)), h.y, dtx * B.y);
       h.z = fmaf(exp2_approx(dt * (a.z * kLog2E)), h.z, dtx * B.z);
       h.w = fmaf(exp2_approx(dt * (a.w * kLog2E)), h.w, dtx * B.w);
-      if (live) *reinterpret_cast<float4*>(state + n) = h;
+      if (live) __stcg(reinterpret_cast<float4*>(state + n), h);
       y = fmaf(h.x, C.x, fmaf(h.y, C.y, fmaf(h.z, C.z, fmaf(h.w, C.w, y))));
     }
     y += __shfl_xor_sync(0xffffffffu, y, 1);
