@@ -195,6 +195,7 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
     StackBlock& b = params->block[i - first] = blocks[i].block;
     b.conv_state += token * p->f.conv_batch;
     b.ssm_state += token * p->f.ssm_batch;
+    b.next_norm_weight = i + 1 < end ? blocks[i + 1].block.field[kNormWeight] : nullptr;
   }
   const int64_t sums = p->f.rank + 2 * p->f.states, tokens = p->tokens;
   const int64_t dbc = p->blocks * tokens * sums, residual = tokens * p->f.model, g = tokens * p->f.inner;
@@ -254,7 +255,7 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
     int aligned_to[kStackFields];
     common_alignment(blocks, first, end, aligned_to);
     plan_stack(&p, aligned_to, static_cast<int>(std::min<int64_t>(batch, kStackTokens)), processors, shared);
-    p.flight = std::clamp(environment("QUAMBA_STEP_FLIGHT", 49152) / p.s.slot_bytes, 1, p.s.slots);
+    p.flight = plan_flight(p.s, environment("QUAMBA_STEP_FLIGHT", 49152));
     // A later launch reads the whole row of what an earlier one wrote, so that it cannot write to the same place.
     Tensor result = end < count ? empty(hidden, {batch, model}, out_dtype) : out;
     const int64_t most = p.tokens;

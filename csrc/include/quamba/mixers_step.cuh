@@ -24,7 +24,8 @@ enum StackField {
   // one number a row of W_out, two of these together
   kOutScale, kOutBias,
   kUScale, kXInScale, kGScale,
-  kA, kTaps, kDtWeight, kNormWeight, kStackFields
+  kA, kTaps, kDtWeight, kStagedFields,
+  kNormWeight = kStagedFields, kStackFields  // the workers copy this one
 };
 
 // Words from one channel's numbers to the next one's, and so for sums and rows: the first two are odd, for the banks.
@@ -33,6 +34,7 @@ constexpr int kStackOnes = 16;  // bytes at the beginning of a buffer: the field
 
 struct StackBlock {
   const void* field[kStackFields];  // null where there is none
+  const void* next_norm_weight;     // of the block after this one
   const int8_t* in_weight;
   const int8_t* x_weight;
   const int8_t* out_weight;
@@ -63,12 +65,12 @@ struct StackFormat {
 // Offsets in a thread block's shared memory, in bytes. A "buffer" is what the staging warps prepare for one block of
 // the stack; there are two.
 struct StackShared {
-  int act, acc, kept, raw, buffer[2], total;
+  int act, acc, kept, raw, norm_weight, buffer[2], total;
   int slots, slot_bytes, slot_columns;  // the ring of weight tiles, at offset 0
   // within a buffer:
-  int block, sum_numbers, row_numbers, A, taps, dt_weight, norm_weight;
+  int block, sum_numbers, row_numbers, A, taps, dt_weight;
   int x_weight, x_weight_pitch, x_weight_width;  // the pitch in words; bytes a copy
-  StackCopy copy[kStackFields];
+  StackCopy copy[kStagedFields];
 };
 
 // n / by for n and `by` below 2^16, by a multiplication.

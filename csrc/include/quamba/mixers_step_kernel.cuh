@@ -45,9 +45,17 @@ __device__ __forceinline__ uint32_t rounded4(float4 v, float scale) {
                     round_to_byte(divide(v.z, scale, r)), round_to_byte(divide(v.w, scale, r)));
 }
 
+// The norm's weight of the next block, asked for while there is time: each worker copies what it will use.
+__device__ __forceinline__ void ask_norm_weight(const StackPlan& p, const void* from, char* to) {
+  const int bytes = 4 * size_of(p.f.norm_weight);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < p.f.model / 4; i += kStackWorkers)
+    copy_piece(to + i * bytes, static_cast<const char*>(from) + i * bytes, bytes);
+}
+
 // The norm of a row of the residual stream, which fetch_tagged left in `row`, quantized.
 __device__ __forceinline__ void norm_row(const StackPlan& p, const StackNumbers& numbers, const float* row,
-                                         float* partial, uint32_t* out) {
+                                         const char* weight, float* partial, uint32_t* out) {
   const int count = p.f.model / 4;
   float squares = 0.0f;
 #pragma unroll 1
@@ -59,10 +67,11 @@ __device__ __forceinline__ void norm_row(const StackPlan& p, const StackNumbers&
   const float factor =
       rsqrtf(divide(team_sum(squares, partial), size, reciprocal_approx(size)) + numbers.block().norm_eps);
   const float scale = numbers.one(kUScale);
+  copies_done();
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kStackWorkers) {
     const float* const v = row + padded_index(4 * i);
-    const float4 w = load4(numbers.norm_weight(), p.f.norm_weight, i);
+    const float4 w = load4(weight, p.f.norm_weight, i);
     out[i] = rounded4(
         make_float4(v[0] * factor * w.x, v[1] * factor * w.y, v[2] * factor * w.z, v[3] * factor * w.w), scale);
   }
@@ -109,8 +118,8 @@ __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackS
 // second one all else, and both begin with a row that all thread blocks contributed to. So there is one loop over halves,
 // and the code that both share is there once.
 template <int BASE>
-__device__ __forceinline__ void work(const StackPlan& p, const StackShare& share, const float* signs, char* shared,
-                                     StackBarriers& barriers) {
+__device__ __forceinline__ void work(const StackPlan& p, const StackBlock* blocks, const StackShare& share,
+                                     const float* signs, char* shared, StackBarriers& barriers) {
   const StackFormat& f = p.f;
   char* const act = shared + p.s.act;
   int* const acc = reinterpret_cast<int*>(shared + p.s.acc);
@@ -132,6 +141,8 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackShare& share
   for (int i = threadIdx.x; i < max(round_up(2 * p.channels, 16), round_up(p.rows, 16)) * kAccPitch; i += kStackWorkers)
     acc[i] = 0;
   enter(p, share, kept);
+  char* const norm_weight = shared + p.s.norm_weight;
+  if (first_row < p.tokens) ask_norm_weight(p, blocks[0].field[kNormWeight], norm_weight);
 
   uint32_t first_state = 0;
 #pragma unroll 1
@@ -159,7 +170,7 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackShare& share
           rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
           if (m + row_step < p.tokens) team_sync();
         } else {
-          norm_row(p, numbers, raw, partial, reinterpret_cast<uint32_t*>(row));
+          norm_row(p, numbers, raw, norm_weight, partial, reinterpret_cast<uint32_t*>(row));
         }
       }
     }
@@ -169,6 +180,8 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackShare& share
     }
     clear_tail(p, columns, act);
     team_sync();
+    if (second && first_row < p.tokens && l + 1 < p.blocks)
+      ask_norm_weight(p, numbers.block().next_norm_weight, norm_weight);
     multiply(p, share.tiles[second], ring, act, acc);
     team_sync();
     if (second) {
@@ -211,7 +224,7 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
   if (threadIdx.x == 0) share = StackShare(params.plan);
   __syncthreads();
   if (threadIdx.x < kStackWorkers) {
-    work<BASE>(p, share, signs, memory, barriers);
+    work<BASE>(p, params.block, share, signs, memory, barriers);
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {
     stage_blocks(p, params.block, share, memory, barriers);
   } else {

@@ -54,7 +54,7 @@ inline int plan_buffer(StackPlan* p, const int* aligned_to) {
   numbers(kOutBias, s.row_numbers + 4, kRowWords, 1, p->rows, f.model);
   for (int i = kUScale; i <= kGScale; ++i) numbers(static_cast<StackField>(i), 4 * (i - kUScale), 1, 1, 0, 1);
   s.A = array(kA, 4 * N, channels, D), s.taps = array(kTaps, f.width, channels, D);
-  s.dt_weight = array(kDtWeight, R, channels, D), s.norm_weight = array(kNormWeight, size_of(f.norm_weight), 0, f.model);
+  s.dt_weight = array(kDtWeight, R, channels, D);
   // Neighbouring rows begin on different banks, at a multiple of what is copied at a time.
   s.x_weight_pitch = channels % 16 == 0 ? words + 4 : words % 4 == 2 || words % 2 ? words : words + 2;
   s.x_weight_width = copy_width(channels | D);
@@ -77,22 +77,24 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const int act = take(tokens * std::max(operand_pitch(f.model), operand_pitch(f.inner)));
   const int acc = take(4 * kAccPitch * std::max(round_up(2 * p->channels, 16), round_up(p->rows, 16)));
   const int scratch = tokens * (sums * 4 + p->channels * 5 + f.rank);
-  const int row = std::max(f.model, f.rotate ? f.inner : 0);
-  const int raw = take(std::max(scratch, 4 * (row + row / 16)));  // padded_index
+  // A row, with padded_index; the norm's weight is behind that of the residual stream.
+  const int padded = round_up(4 * (f.model + f.model / 16), 16), inner = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;
+  const int raw = take(std::max({scratch, inner, padded + size_of(f.norm_weight) * f.model}));
   const int kept = take(tokens * p->rows * 4);
   const int first = take(buffer), second = take(buffer);
-  // Of the ways to cut rows, the one that has most in the ring; a slot always is the same team's. Copies of less than
+  // Of the ways to cut rows, the one that has most in the ring. Copies of less than
   // 1280 bytes leave half of the memory's speed, so they are for those who have no room.
   s.slots = s.slot_bytes = 0;
   for (int columns = kSlotColumns; columns >= 256 && (columns >= 1280 || s.slots == 0); columns /= 2) {
     const int bytes = kTileWeightRows * std::max(operand_pitch(slot_columns(f.model, columns)),
                                                  operand_pitch(slot_columns(f.inner, columns)));
-    const int slots = std::min((available - kStackStaticBytes - at) / bytes, kStackSlots) / kTeams * kTeams;
+    const int slots = std::min((available - kStackStaticBytes - at) / bytes, kStackSlots);
     if (slots >= kStackLeastSlots && slots * bytes > s.slots * s.slot_bytes)
       s.slots = slots, s.slot_bytes = bytes, s.slot_columns = columns;
   }
   const int ring = s.slots * s.slot_bytes;
   s.act = ring + act, s.acc = ring + acc, s.raw = ring + raw, s.kept = ring + kept;
+  s.norm_weight = s.raw + padded;
   s.buffer[0] = ring + first, s.buffer[1] = ring + second;
   s.total = ring + at;
 }
@@ -130,6 +132,13 @@ inline void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int proc
     QUAMBA_CHECK(p->tokens > 1, "mixers_step: found E=", f.model, ", D=", f.inner, ", N=", f.states, ", R=", f.rank,
                  "; a thread block has ", available, " bytes of shared memory, too few for them");
   }
+}
+
+// How many slots may be under way at a time, where so many bytes should be. With an odd number of slots each of them goes
+// from team to team. A team that waits for one must not take the round before for its own: two slots behind what it had
+// last, all have to be there.
+inline int plan_flight(const StackShared& s, int bytes) {
+  return std::min(std::max(bytes / s.slot_bytes, 1), s.slots % kTeams == 0 ? s.slots : s.slots - kTeams);
 }
 
 }  // namespace quamba

@@ -34,8 +34,7 @@ __device__ __forceinline__ void clear_tail(const StackPlan& p, int columns, char
     *reinterpret_cast<int4*>(act + m * operand_pitch(columns) + column) = make_int4(0, 0, 0, 0);
 }
 
-// Where a worker is in the ring. A slot is always the same team's: one that is a round ahead of the others finds its own
-// rounds in order.
+// Where a worker is in the ring. The teams take turns.
 struct StackRing {
   char* slots;
   StackBarriers* barriers;
@@ -51,15 +50,16 @@ __device__ __forceinline__ void multiply(const StackPlan& p, const StackTiles& t
                                          int* acc) {
   constexpr int kBatch = 5;  // steps of 64 columns whose operands are loaded before the first of them is used
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, q = lane % 4;
-  const int pitch = operand_pitch(tiles.slot_columns);
   const int slots = tiles.slots();
   int tile = 0, piece = ring.next, i = ring.next;
 #pragma unroll 1
   for (; i < slots; i += kTeams, piece += kTeams) {
-    for (; piece >= tiles.pieces; piece -= tiles.pieces) ++tile;
-    const int column = piece * tiles.slot_columns, slot = ring.slot;
-    const int steps = divide_up(min(tiles.slot_columns, tiles.columns - column), 64);
-    const char* low = ring.slots + slot * p.s.slot_bytes + g * pitch + q * 16;
+    for (; piece >= tiles.pieces_of(tile); ++tile) piece -= tiles.pieces_of(tile);
+    const int most = tiles.columns_of(tile), rows = tiles.rows_of(tile), pitch = operand_pitch(most);
+    const int column = piece * most, slot = ring.slot, steps = divide_up(min(most, tiles.columns - column), 64);
+    // Lanes beyond the rows repeat the last one: what comes of it is not used.
+    const char* low = ring.slots + slot * p.s.slot_bytes + min(g, rows - 1) * pitch + q * 16;
+    const int high = (min(g + 8, rows - 1) - min(g, rows - 1)) * pitch;
     // Lanes beyond the sequences repeat the first one: what comes of it is not used.
     const char* x = act + (g < p.tokens ? g : 0) * operand_pitch(tiles.columns) + column + q * 16;
     barrier_wait(&ring.barriers->full[slot], ring.round & 1);
@@ -72,7 +72,7 @@ __device__ __forceinline__ void multiply(const StackPlan& p, const StackTiles& t
       for (int u = 0; u < kBatch; ++u) {
         const int at = (s + min(u, batch - 1) * kTeamWarps) * 64;
         a[u] = *reinterpret_cast<const int4*>(low + at);
-        b[u] = *reinterpret_cast<const int4*>(low + 8 * pitch + at);
+        b[u] = *reinterpret_cast<const int4*>(low + high + at);
         v[u] = *reinterpret_cast<const int4*>(x + at);
       }
 #pragma unroll
@@ -86,11 +86,10 @@ __device__ __forceinline__ void multiply(const StackPlan& p, const StackTiles& t
     if (lane == 0) barrier_arrive(&ring.barriers->empty[slot]);
     ring.slot += kTeams;
     if (ring.slot >= p.s.slots) ring.slot -= p.s.slots, ++ring.round;
-    const int first = tile * tiles.tile_rows, rows = min(tiles.tile_rows, tiles.rows - first);
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const int row = g + 8 * (r / 2), m = 2 * q + r % 2;
-      if (row < rows && m < p.tokens) atomicAdd(acc + (first + row) * kAccPitch + m, sum[0][r] + sum[1][r]);
+      if (row < rows && m < p.tokens) atomicAdd(acc + (tile * kTileWeightRows + row) * kAccPitch + m, sum[0][r] + sum[1][r]);
     }
   }
   ring.next = i - slots;

@@ -64,18 +64,28 @@ __device__ __forceinline__ void prefetch_line(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
-// How one of the two large weights is cut into slots: tiles of at most 16 of the thread block's rows, each cut along K.
+// How one of the two large weights is cut into slots: tiles of 16 of the thread block's rows, then one of the rest, each
+// cut along K. The rest, of fewer rows, is cut into longer pieces, so that slots are full.
 struct StackTiles {
-  int rows, columns, tile_rows, tiles, slot_columns, pieces;
+  int rows, columns;
+  int whole, pieces, slot_columns;         // tiles of 16 rows, the slots of each and their columns
+  int rest, rest_pieces, rest_columns;  // rows of the last tile
 
   StackTiles() = default;
-  __device__ StackTiles(int rows, int columns, int most)
-      : rows(rows), columns(columns), slot_columns(quamba::slot_columns(columns, most)) {
-    tile_rows = rows ? divide_up(rows, divide_up(rows, kTileWeightRows)) : 1;
-    tiles = divide_up(rows, tile_rows);
+  __device__ StackTiles(int rows, int columns, const StackShared& s)
+      : rows(rows), columns(columns), whole(rows / kTileWeightRows), slot_columns(quamba::slot_columns(columns, s.slot_columns)),
+        rest(rows % kTileWeightRows) {
     pieces = divide_up(columns, slot_columns);
+    rest_pieces = 0, rest_columns = slot_columns;
+    if (rest == 0) return;
+    int most = max(slot_columns, (s.slot_bytes / rest - 64) / 64 * 64);
+    if (whole == 0) most = min(most, round_up(divide_up(columns, kTeams), 64));  // for each team some
+    rest_columns = quamba::slot_columns(columns, most), rest_pieces = divide_up(columns, rest_columns);
   }
-  __device__ int slots() const { return tiles * pieces; }
+  __device__ int slots() const { return whole * pieces + rest_pieces; }
+  __device__ int pieces_of(int tile) const { return tile < whole ? pieces : rest_pieces; }
+  __device__ int rows_of(int tile) const { return tile < whole ? kTileWeightRows : rest; }
+  __device__ int columns_of(int tile) const { return tile < whole ? slot_columns : rest_columns; }
 };
 
 // What of the stack is this thread block's. In shared memory: one thread computes it.
@@ -92,8 +102,8 @@ struct StackShare {
     row = blockIdx.x * p.rows;
     rows = max(0, min(p.rows, p.f.model - row));
     over_channels = StackDivisor(channels), over_rows = StackDivisor(rows);
-    tiles[0] = StackTiles(2 * channels, p.f.model, p.s.slot_columns);
-    tiles[1] = StackTiles(rows, p.f.inner, p.s.slot_columns);
+    tiles[0] = StackTiles(2 * channels, p.f.model, p.s);
+    tiles[1] = StackTiles(rows, p.f.inner, p.s);
   }
 };
 
@@ -112,15 +122,15 @@ static __device__ __noinline__ void stream_weights(const StackPlan& p, const Sta
     const int following = min((half + 1) / 2, p.blocks - 1);
     ahead = second ? blocks[following].in_weight : blocks[following].out_weight;
 #pragma unroll 1
-    for (int first = 0; first < now.rows; first += now.tile_rows) {
-      const int rows = min(now.tile_rows, now.rows - first), mine = first + lane;
+    for (int tile = 0; tile * kTileWeightRows < now.rows; ++tile) {
+      const int rows = now.rows_of(tile), most = now.columns_of(tile), mine = tile * kTileWeightRows + lane;
       const int row = second                   ? share.row + mine
                       : mine < share.channels ? share.channel + mine
                                               : p.f.inner + share.channel + mine - share.channels;
       const int8_t* const from = weight + static_cast<int64_t>(row) * now.columns;
 #pragma unroll 1
-      for (int column = 0; column < now.columns; column += now.slot_columns) {
-        const int bytes = min(now.slot_columns, now.columns - column);
+      for (int column = 0; column < now.columns; column += most) {
+        const int bytes = min(most, now.columns - column);
         // Requests beyond what keeps the memory busy would only delay the workers' own, which share the way to it.
         if (issued >= p.flight) {
           barrier_wait(&barriers.full[late], late_round & 1);
@@ -130,7 +140,7 @@ static __device__ __noinline__ void stream_weights(const StackPlan& p, const Sta
         if (lane == 0) barrier_expect(&barriers.full[slot], rows * bytes);
         __syncwarp();
         if (lane < rows)
-          copy_row(shared + slot * p.s.slot_bytes + lane * operand_pitch(now.slot_columns), from + column, bytes,
+          copy_row(shared + slot * p.s.slot_bytes + lane * operand_pitch(most), from + column, bytes,
                    &barriers.full[slot]);
         ++issued;
         if (++slot == p.s.slots) slot = 0, ++round;
@@ -149,6 +159,9 @@ __device__ __forceinline__ void copy_piece(char* to, const char* from, int width
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
   }
 }
+
+// Waits for the thread's own copies.
+__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Not inline: the workers would lose registers.
 static __device__ __noinline__ void stage_blocks(const StackPlan& p, const StackBlock* blocks,
@@ -178,7 +191,7 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
     for (int i = thread; i < static_cast<int>(sizeof(StackBlock) / 4); i += kStackStagers)
       block[i] = reinterpret_cast<const int*>(&b)[i];
 #pragma unroll 1
-    for (int field = 0; field < kStackFields; ++field) {
+    for (int field = 0; field < kStagedFields; ++field) {
       const char* const from = static_cast<const char*>(b.field[field]);
       if (from == nullptr) continue;
       const StackCopy& copy = p.s.copy[field];
@@ -208,7 +221,6 @@ class StackNumbers {
   __device__ const float* A() const { return at<float>(p_.s.A); }
   __device__ const int8_t* taps() const { return at<int8_t>(p_.s.taps); }
   __device__ const int* dt_weight() const { return at<int>(p_.s.dt_weight); }
-  __device__ const char* norm_weight() const { return at<char>(p_.s.norm_weight); }
   // One of kUScale, kXInScale, kGScale.
   __device__ float one(StackField field) const { return at<float>(0)[field - kUScale]; }
   // Of a channel: by field up to kSkip.
