@@ -31,18 +31,21 @@ __device__ __forceinline__ void rotate_base(const float* signs, int log_power, f
 #pragma unroll
     for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
     if (parts > 1) team_sync();
-#pragma unroll 2
-    for (int row = part; row < BASE; row += parts) {
-      const float4* const sign = reinterpret_cast<const float4*>(signs + row * BASE);
-      // Two sums, so that additions need not wait for each other.
-      float even = 0.0f, odd = 0.0f;
+#pragma unroll 1
+    for (int row = part; row < BASE; row += 2 * parts) {
+      // Two rows, and two sums for each, so that additions need not wait for each other.
+      const int second = min(row + parts, BASE - 1);
+      float even[2] = {}, odd[2] = {};
 #pragma unroll
-      for (int i = 0; i < BASE; i += 4) {
-        const float4 s = sign[i / 4];
-        even = fmaf(s.x, v[i], even), odd = fmaf(s.y, v[i + 1], odd);
-        even = fmaf(s.z, v[i + 2], even), odd = fmaf(s.w, v[i + 3], odd);
-      }
-      at[row * pitch] = even + odd;
+      for (int i = 0; i < BASE; i += 4)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float4 s = reinterpret_cast<const float4*>(signs + (k ? second : row) * BASE)[i / 4];
+          even[k] = fmaf(s.x, v[i], even[k]), odd[k] = fmaf(s.y, v[i + 1], odd[k]);
+          even[k] = fmaf(s.z, v[i + 2], even[k]), odd[k] = fmaf(s.w, v[i + 3], odd[k]);
+        }
+      at[row * pitch] = even[0] + odd[0];
+      if (row + parts < BASE) at[second * pitch] = even[1] + odd[1];
     }
   }
   team_sync();

@@ -27,6 +27,7 @@ __device__ __forceinline__ float rounded_to(float v, Type type) {
   return v;
 }
 
+// `partial` is free again after the next meeting of the workers.
 __device__ __forceinline__ float team_sum(float v, float* partial) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
@@ -35,7 +36,6 @@ __device__ __forceinline__ float team_sum(float v, float* partial) {
   v = 0.0f;
 #pragma unroll
   for (int i = 0; i < kStackWorkers / 32; ++i) v += partial[i];
-  team_sync();
   return v;
 }
 
@@ -168,10 +168,10 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
                                         : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
         if (second) {
           rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
-          if (m + row_step < p.tokens) team_sync();
         } else {
           norm_row(p, numbers, raw, norm_weight, partial, reinterpret_cast<uint32_t*>(row));
         }
+        if (m + row_step < p.tokens) team_sync();
       }
     }
     if (distributed || (second && BASE == 0)) {

@@ -80,7 +80,7 @@ __device__ __forceinline__ void add_products(const StackPlan& p, int l, const St
     const int* const weight = numbers.x_weight() + (i - m * sums) * pitch;
     const int* const x = reinterpret_cast<const int*>(scratch.x + m * p.channels);
     int sum = 0;
-#pragma unroll 5
+#pragma unroll 3
     for (int w = 0; w < words; ++w) sum = __dp4a(weight[w], x[w], sum);
     add_counted(to + i, sum);
   }
@@ -195,7 +195,7 @@ __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare
     const int* const d = reinterpret_cast<const int*>(scratch.d + m * rank);
     const int* const dt_weight = numbers.dt_weight() + c * words;
     int sum = 0;
-#pragma unroll 5
+#pragma unroll 3
     for (int w = j; w < words; w += 4) sum = __dp4a(dt_weight[w], d[w], sum);
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
@@ -205,8 +205,10 @@ __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare
     const float dtx = dt * x;
     float y = 0.0f;
 #pragma unroll 1
-    for (int n = 4 * j; n < size; n += 16) {
-      if (n >= 16) {
+    for (int n0 = 0; n0 < size; n0 += 16) {
+      const int n = n0 + 4 * j;
+      if (n >= size) continue;
+      if (n0 > 0) {
         h = __ldcg(reinterpret_cast<const float4*>(state + n));
         a = *reinterpret_cast<const float4*>(A + n);
       }
@@ -221,13 +223,14 @@ __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare
     }
     y += __shfl_xor_sync(0xffffffffu, y, 1);
     y += __shfl_xor_sync(0xffffffffu, y, 2);
-    if (!live || j != 0) continue;
     y = fmaf(skip, x, y) * gate;
     const int64_t at = static_cast<int64_t>(m) * p.f.inner + share.channel + c;
-    if constexpr (BASE > 0) {
-      store_tagged(p.g + at, y, l + 1);
-    } else {
-      p.bytes[at] = byte_of(y, numbers.one(kGScale));
+    if (live && j == 0) {
+      if constexpr (BASE > 0) {
+        store_tagged(p.g + at, y, l + 1);
+      } else {
+        p.bytes[at] = byte_of(y, numbers.one(kGScale));
+      }
     }
   }
 }

@@ -56,18 +56,21 @@ __device__ __forceinline__ void load_tagged2(const unsigned long long* from, uns
 // `count` tagged numbers, a multiple of 4, to padded_index of `to`: four neighbours at a time, worker by worker, so that a
 // worker can read what it fetched. While some are missing, only those are asked for again: waiting burdens the memory.
 __device__ __forceinline__ void fetch_tagged(const unsigned long long* from, int count, unsigned tag, float* to) {
-  constexpr int kBatch = 5;
+  constexpr int kBatch = 5, kNext = 4 * kStackWorkers, kNextPadded = kNext + kNext / 16;
+  static_assert(kNext % 16 == 0, "kNextPadded is what padded_index adds for kNext");
+  from += 4 * threadIdx.x, to += padded_index(4 * threadIdx.x);
+  int left = count - 4 * static_cast<int>(threadIdx.x);
+  // A warp's lanes stay together, also those that have nothing.
 #pragma unroll 1
-  for (int i0 = threadIdx.x; 4 * i0 < count; i0 += kBatch * kStackWorkers) {
-    unsigned missing = (1u << min(kBatch, divide_up(count / 4 - i0, kStackWorkers))) - 1;
-#pragma unroll 1
+  for (; __any_sync(0xffffffffu, left > 0); left -= kBatch * kNext, from += kBatch * kNext, to += kBatch * kNextPadded) {
+    unsigned missing = (1u << max(0, min(kBatch, divide_up(left, kNext)))) - 1;
     do {
       unsigned long long words[kBatch][4];
 #pragma unroll
       for (int u = 0; u < kBatch; ++u)
         if (missing >> u & 1) {
-          load_tagged2(from + 4 * (i0 + u * kStackWorkers), words[u]);
-          load_tagged2(from + 4 * (i0 + u * kStackWorkers) + 2, words[u] + 2);
+          load_tagged2(from + u * kNext, words[u]);
+          load_tagged2(from + u * kNext + 2, words[u] + 2);
         }
 #pragma unroll
       for (int u = 0; u < kBatch; ++u)
@@ -77,13 +80,12 @@ __device__ __forceinline__ void fetch_tagged(const unsigned long long* from, int
 #pragma unroll
           for (int k = 0; k < 4; ++k) there &= arrived(words[u][k], tag, &v[k]);
           if (there) {
-            float* const row = to + padded_index(4 * (i0 + u * kStackWorkers));
 #pragma unroll
-            for (int k = 0; k < 4; ++k) row[k] = v[k];
+            for (int k = 0; k < 4; ++k) to[u * kNextPadded + k] = v[k];
             missing ^= 1u << u;
           }
         }
-    } while (missing != 0);
+    } while (__any_sync(0xffffffffu, missing != 0));
   }
 }
 
