@@ -191,6 +191,7 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
             const Tensor& like, cudaStream_t stream) {
   StackPlan* const p = &params->plan;
   p->blocks = static_cast<int>(end - first);
+  p->cluster = plan_cluster(*p, environment("QUAMBA_STEP_CLUSTER", 1));
   for (size_t i = first; i < end; ++i) {
     StackBlock& b = params->block[i - first] = blocks[i].block;
     b.conv_state += token * p->f.conv_batch;
@@ -209,10 +210,10 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
   p->bytes = reinterpret_cast<int8_t*>(p->g + g);
   cudaError_t error = cudaMemsetAsync(memory, 0, zeroed, stream);
   if (error == cudaSuccess)
-    error = p->base == 0    ? launch_mixers_step<0>(*params, stream)
-            : p->base == 1  ? launch_mixers_step<1>(*params, stream)
-            : p->base == 12 ? launch_mixers_step<12>(*params, stream)
-                            : launch_mixers_step<20>(*params, stream);
+    error = p->base == 0    ? launch_mixers_step<0>(params, stream)
+            : p->base == 1  ? launch_mixers_step<1>(params, stream)
+            : p->base == 12 ? launch_mixers_step<12>(params, stream)
+                            : launch_mixers_step<20>(params, stream);
   QUAMBA_CHECK(error == cudaSuccess, "mixers_step: the kernel could not be launched: ", cudaGetErrorString(error));
 }
 

@@ -7,8 +7,9 @@
 
 namespace quamba {
 
-// BASE: one of kStackHadamards, or 0 where there is no transform.
+// BASE: one of kStackHadamards, or 0 where there is no transform. Makes p->plan.cluster smaller where the device
+// has no room for such clusters.
 template <int BASE>
-cudaError_t launch_mixers_step(const StackParams& p, cudaStream_t stream);
+cudaError_t launch_mixers_step(StackParams* p, cudaStream_t stream);
 
 }  // namespace quamba

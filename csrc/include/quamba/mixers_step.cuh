@@ -13,9 +13,9 @@ constexpr int kStackSlots = 24;         // of the ring, at most
 constexpr int kStackWidth = 8192;       // of the model, at most
 constexpr int kStackHadamards[] = {1, 12, 20};  // orders of the base matrix that the kernel has
 
-// What is copied to shared memory for each block. First what has one number a channel of D: these lie together, channel by
-// channel; a scale that is one number is there for every channel, and a bias that is missing is zero. Vectors are float32,
-// but for the norm's weight.
+// What is copied to shared memory for each block. First what has one number a channel of D: these lie together, channel
+// by channel; a scale that is one number is there for every channel, and a bias that is missing is zero. Vectors are
+// float32, but for the norm's weight.
 enum StackField {
   kInX, kInZ, kBiasX, kBiasZ, kScaleX, kScaleZ, kConvScale, kConvBias, kXScale, kScanScale, kDtWeightScale, kDtScale,
   kDtBias, kSkip, kChannelFields,
@@ -65,7 +65,7 @@ struct StackFormat {
 // Offsets in a thread block's shared memory, in bytes. A "buffer" is what the staging warps prepare for one block of
 // the stack; there are two.
 struct StackShared {
-  int act, acc, kept, raw, norm_weight, buffer[2], total;
+  int act, acc, kept, raw, scratch, norm_weight, buffer[2], total;
   int slots, slot_bytes, slot_columns;  // the ring of weight tiles, at offset 0
   // within a buffer:
   int block, sum_numbers, row_numbers, A, taps, dt_weight;
@@ -90,6 +90,7 @@ struct StackPlan {
   int blocks, tokens, grid;
   int channels, rows;  // of D, of E, a thread block
   int flight;          // slots of the ring that are under way at a time, at most
+  int cluster;         // thread blocks that share a transform of g: 1, 2 or 4
   // The transform of g: order = power * base.
   int power, log_power, base;  // base 0: none
   float factor;

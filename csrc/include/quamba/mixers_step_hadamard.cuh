@@ -4,6 +4,7 @@
 // others.
 #pragma once
 
+#include "quamba/mixers_step_cluster.cuh"
 #include "quamba/mixers_step_tags.cuh"
 
 namespace quamba {
@@ -71,8 +72,11 @@ __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_
   team_sync();
 }
 
-// The last four stages, and the bytes. A worker has eight numbers, its neighbour the other eight of sixteen.
-__device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int8_t* out) {
+// The last four stages, and the bytes, to all thread blocks of the cluster. A worker has eight numbers, its neighbour
+// the other eight of sixteen.
+template <bool CLUSTER>
+__device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int cluster,
+                                            int8_t* out) {
   const float reciprocal = reciprocal_approx(scale), sign = threadIdx.x & 1 ? -1.0f : 1.0f;
 #pragma unroll 1
   for (int u0 = threadIdx.x & ~31; u0 < order / 8; u0 += kStackWorkers) {
@@ -89,18 +93,22 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
       const float turned = fmaf(sign, v[i], __shfl_xor_sync(0xffffffffu, v[i], 1));
       bytes[i] = round_to_byte(divide(turned * factor, scale, reciprocal));
     }
-    if (live) store_bytes<8, true>(out + 8 * u, 8, bytes);
+    if (live) {
+      if constexpr (!CLUSTER) {
+        store_bytes<8, true>(out + 8 * u, 8, bytes);
+      } else {
+        const uint2 words = make_uint2(pack_bytes(bytes[0], bytes[1], bytes[2], bytes[3]),
+                                       pack_bytes(bytes[4], bytes[5], bytes[6], bytes[7]));
+#pragma unroll 1
+        for (int rank = 0; rank < cluster; ++rank) store_remote(reinterpret_cast<uint2*>(out + 8 * u), rank, words);
+      }
+    }
   }
 }
 
-// A row of g that fetch_tagged left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
-// bytes.
-template <int BASE>
-__device__ __forceinline__ void rotate_row(const StackPlan& p, const float* signs, float scale, float* shared,
-                                           int8_t* out) {
-  const int order = p.f.inner;
-  team_sync();
-  if constexpr (BASE > 1) rotate_base<BASE>(signs, p.log_power, shared);
+// The stages after the base matrix, and the bytes: of `order` numbers, some rows of the (base, power) matrix.
+template <bool CLUSTER>
+__device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int order, float* shared, int8_t* out) {
 #pragma unroll 1
   for (int done = p.log_power; done > 4;) {
     const int stages = (done - 4) % 4 ? (done - 4) % 4 : 4;
@@ -119,7 +127,90 @@ __device__ __forceinline__ void rotate_row(const StackPlan& p, const float* sign
         rotate_middle<4>(shared, order, done);
     }
   }
-  rotate_last(shared, order, p.factor, scale, out);
+  rotate_last<CLUSTER>(shared, order, p.factor, scale, p.cluster, out);
+}
+
+// Columns [first, first + columns) of the (base, power) matrix of tagged numbers, to their places in `shared`.
+template <int BASE>
+__device__ __forceinline__ void fetch_columns(const unsigned long long* from, int log_power, int first, int log_columns,
+                                              unsigned tag, float* shared) {
+  constexpr int kBatch = 2;
+  const int count = BASE << log_columns, next = 4 * kStackWorkers >> log_columns << log_power;
+#pragma unroll 1
+  for (int i0 = 4 * threadIdx.x; i0 < count; i0 += kBatch * 4 * kStackWorkers) {
+    unsigned missing = i0 + 4 * kStackWorkers < count ? 3 : 1;
+    const int place = (i0 >> log_columns << log_power) + first + (i0 & ((1 << log_columns) - 1));
+    const unsigned long long* const at = from + place;
+    float* const to = shared + padded_index(place);
+#pragma unroll 1
+    do {
+      unsigned long long words[kBatch][4];
+      // A worker's second four are some whole rows below its first: there are 4 * 256 numbers between.
+#pragma unroll
+      for (int u = 0; u < kBatch; ++u)
+        if (missing >> u & 1)
+          load_tagged2(at + u * next, words[u]), load_tagged2(at + u * next + 2, words[u] + 2);
+#pragma unroll
+      for (int u = 0; u < kBatch; ++u)
+        if (missing >> u & 1) {
+          float v[4];
+          bool there = true;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) there &= arrived(words[u][k], tag, &v[k]);
+          if (there) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) to[u * (next + next / 16) + k] = v[k];
+            missing ^= 1u << u;
+          }
+        }
+    } while (missing != 0);
+  }
+}
+
+// A row of g by the thread blocks of a cluster: each fetches some columns of the (base, power) matrix and multiplies
+// them by the base matrix, then each has some rows, of which all need the bytes. The barriers' phases change once a
+// call.
+template <int BASE>
+__device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned long long* g, unsigned tag,
+                                              const float* signs, float scale, StackBarriers& barriers, int parity,
+                                              float* shared, int8_t* out) {
+  const int cluster = p.cluster, log_cluster = cluster >> 1, rank = blockIdx.x & (cluster - 1);
+  const int log_columns = p.log_power - log_cluster, first_column = rank << log_columns;
+  const int pitch = padded_index(p.power), rows = BASE >> log_cluster;
+  fetch_columns<BASE>(g, p.log_power, first_column, log_columns, tag, shared);
+  team_sync();
+  // A worker has a column, and computes some of the rows of one thread block: there are 256 / power workers for these.
+  const int part = threadIdx.x >> log_columns, owner = part & (cluster - 1), parts = kStackWorkers >> p.log_power;
+  float* const at = shared + padded_index(first_column + (threadIdx.x & ((1 << log_columns) - 1)));
+  float v[BASE];
+#pragma unroll
+  for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
+  team_sync();
+#pragma unroll 1
+  for (int row = owner * rows + (part >> log_cluster); row < (owner + 1) * rows; row += parts) {
+    float even = 0.0f, odd = 0.0f;
+#pragma unroll
+    for (int i = 0; i < BASE; i += 4) {
+      const float4 s = reinterpret_cast<const float4*>(signs + row * BASE)[i / 4];
+      even = fmaf(s.x, v[i], even), odd = fmaf(s.y, v[i + 1], odd);
+      even = fmaf(s.z, v[i + 2], even), odd = fmaf(s.w, v[i + 3], odd);
+    }
+    store_remote(at + row * pitch, owner, even + odd);
+  }
+  meet_cluster(&barriers.turned, cluster, parity);
+  const int first = rank * rows;
+  rotate_rows<true>(p, scale, rows * p.power, shared + first * pitch, out + first * p.power);
+  meet_cluster(&barriers.rounded, cluster, parity);
+}
+
+// A row of g that fetch_tagged left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
+// bytes.
+template <int BASE>
+__device__ __forceinline__ void rotate_row(const StackPlan& p, const float* signs, float scale, float* shared,
+                                           int8_t* out) {
+  team_sync();
+  if constexpr (BASE > 1) rotate_base<BASE>(signs, p.log_power, shared);
+  rotate_rows<false>(p, scale, p.f.inner, shared, out);
 }
 
 }  // namespace quamba

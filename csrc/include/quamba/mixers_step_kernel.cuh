@@ -114,10 +114,10 @@ __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackS
   }
 }
 
-// What the workers do. Each of a block's two halves ends with a product: before the first one comes the norm, before the
-// second one all else, and both begin with a row that all thread blocks contributed to. So there is one loop over halves,
-// and the code that both share is there once.
-template <int BASE>
+// What the workers do. Each of a block's two halves ends with a product: before the first one comes the norm, before
+// the second one all else, and both begin with a row that all thread blocks contributed to. So there is one loop over
+// halves, and the code that both share is there once.
+template <int BASE, bool CLUSTER>
 __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* blocks, const StackShare& share,
                                      const float* signs, char* shared, StackBarriers& barriers) {
   const StackFormat& f = p.f;
@@ -126,9 +126,8 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
   float* const raw = reinterpret_cast<float*>(shared + p.s.raw);
   float* const kept = reinterpret_cast<float*>(shared + p.s.kept);
   __shared__ float partial[kStackWorkers / 32];
-  // The transform's memory serves the other parts of a block between transforms.
   StackScratch scratch;
-  scratch.bc = raw;
+  scratch.bc = reinterpret_cast<float*>(shared + p.s.scratch);
   scratch.z = scratch.bc + p.tokens * p.over_sums.by;
   scratch.x = reinterpret_cast<int8_t*>(scratch.z + p.tokens * p.channels);
   scratch.d = scratch.x + p.tokens * p.channels;
@@ -163,13 +162,17 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
     if (!second || BASE > 0) {
 #pragma unroll 1
       for (int m = first_row; m < p.tokens; m += row_step) {
-        fetch_tagged((second ? p.g : p.residual) + static_cast<int64_t>(m) * columns, columns, l + 1, raw);
+        const unsigned long long* const from = (second ? p.g : p.residual) + static_cast<int64_t>(m) * columns;
         int8_t* const row = distributed ? p.bytes + static_cast<int64_t>(m) * columns
                                         : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
-        if (second) {
-          rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
-        } else {
+        if (!CLUSTER || !second) fetch_tagged<CLUSTER ? 3 : 5>(from, columns, l + 1, raw);
+        if (!second) {
           norm_row(p, numbers, raw, norm_weight, partial, reinterpret_cast<uint32_t*>(row));
+        } else if constexpr (CLUSTER) {
+          const int parity = (l * p.tokens + m) & 1;
+          rotate_shared<BASE>(p, from, l + 1, signs, numbers.one(kGScale), barriers, parity, raw, row);
+        } else {
+          rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
         }
         if (m + row_step < p.tokens) team_sync();
       }
@@ -191,8 +194,9 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
   }
 }
 
-// BASE: order of the base matrix of the transform of g; 0: there is no transform.
-template <int BASE>
+// BASE: order of the base matrix of the transform of g; 0: there is no transform. CLUSTER: thread blocks of a cluster
+// share it.
+template <int BASE, bool CLUSTER>
 __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __grid_constant__ StackParams params) {
   extern __shared__ __align__(128) char memory[];
   __shared__ StackBarriers barriers;
@@ -218,13 +222,21 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
       barrier_init(&barriers.staged[i], 2 * kStackStagers);
       barrier_init(&barriers.spent[i], kStackWorkers);
     }
+    if constexpr (CLUSTER) {
+      barrier_init(&barriers.turned, params.plan.cluster * kStackWorkers / 32);
+      barrier_init(&barriers.rounded, params.plan.cluster * kStackWorkers / 32);
+    }
     barriers_ready();
   }
   __shared__ StackShare share;
   if (threadIdx.x == 0) share = StackShare(params.plan);
-  __syncthreads();
+  if constexpr (CLUSTER) {
+    cluster_sync();
+  } else {
+    __syncthreads();
+  }
   if (threadIdx.x < kStackWorkers) {
-    work<BASE>(p, params.block, share, signs, memory, barriers);
+    work<BASE, CLUSTER>(p, params.block, share, signs, memory, barriers);
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {
     stage_blocks(p, params.block, share, memory, barriers);
   } else {

@@ -15,8 +15,8 @@ constexpr int kStackStaticBytes = 4096;  // of shared memory, for the barriers, 
 // The largest width of a copy, in bytes, that divides them all.
 inline int copy_width(int bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : 4; }
 
-// The fields of a block, as mixers_step_warps.cuh copies them: their places in a buffer. `aligned_to` holds for each the
-// alignment that its pointers share. Returns the buffer's size.
+// The fields of a block, as mixers_step_warps.cuh copies them: their places in a buffer. `aligned_to` holds for each
+// the alignment that its pointers share. Returns the buffer's size.
 inline int plan_buffer(StackPlan* p, const int* aligned_to) {
   const StackFormat& f = p->f;
   StackShared& s = p->s;
@@ -27,7 +27,8 @@ inline int plan_buffer(StackPlan* p, const int* aligned_to) {
     at += round_up(bytes, 16);
     return offset;
   };
-  // Numbers of fields that lie together: a thread block's `own` of `all`, or with own = 0 all. stride = 0: there is one.
+  // Numbers of fields that lie together: a thread block's `own` of `all`, or with own = 0 all. stride = 0: there is
+  // one.
   const auto numbers = [&](StackField which, int to, int step, int stride, int own, int all) {
     s.copy[which] = {to, 4 * step, 4, 4 * stride, own ? own : all, 4 * own * stride, 4 * all};
   };
@@ -39,8 +40,9 @@ inline int plan_buffer(StackPlan* p, const int* aligned_to) {
   };
 
   const int first = take(4 * kChannelWords * channels);
-  const int strides[kChannelFields] = {f.in_weight_scale, f.in_weight_scale, 1, 1, 1, 1, f.conv_weight_scale, 1, f.x_scale,
-                                       f.x_scan_scale, f.dt_weight_scale, f.dt_scale, 1, 1};
+  const int strides[kChannelFields] = {f.in_weight_scale,   f.in_weight_scale, 1, 1,           1,
+                                       1,                   f.conv_weight_scale, 1, f.x_scale, f.x_scan_scale,
+                                       f.dt_weight_scale, f.dt_scale,          1, 1};
   for (int i = 0; i < kChannelFields; ++i)
     numbers(static_cast<StackField>(i), first + 4 * i, kChannelWords, strides[i], channels, D);
   s.sum_numbers = take(4 * kSumWords * sums);
@@ -63,6 +65,10 @@ inline int plan_buffer(StackPlan* p, const int* aligned_to) {
   return at;
 }
 
+// Whether the transform's memory serves the other parts of a block between transforms. Where thread blocks write into
+// each other's they do not know of what else is in it.
+inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistributed; }
+
 inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const StackFormat& f = p->f;
   StackShared& s = p->s;
@@ -79,7 +85,8 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const int scratch = tokens * (sums * 4 + p->channels * 5 + f.rank);
   // A row, with padded_index; the norm's weight is behind that of the residual stream.
   const int padded = round_up(4 * (f.model + f.model / 16), 16), inner = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;
-  const int raw = take(std::max({scratch, inner, padded + size_of(f.norm_weight) * f.model}));
+  const int row = std::max(inner, padded + size_of(f.norm_weight) * f.model);
+  const int raw = take(shares_memory(*p) ? std::max(scratch, row) : row), own = shares_memory(*p) ? raw : take(scratch);
   const int kept = take(tokens * p->rows * 4);
   const int first = take(buffer), second = take(buffer);
   // Of the ways to cut rows, the one that has most in the ring. Copies of less than
@@ -94,7 +101,7 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   }
   const int ring = s.slots * s.slot_bytes;
   s.act = ring + act, s.acc = ring + acc, s.raw = ring + raw, s.kept = ring + kept;
-  s.norm_weight = s.raw + padded;
+  s.norm_weight = s.raw + padded, s.scratch = ring + own;
   s.buffer[0] = ring + first, s.buffer[1] = ring + second;
   s.total = ring + at;
 }
@@ -134,11 +141,19 @@ inline void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int proc
   }
 }
 
-// How many slots may be under way at a time, where so many bytes should be. With an odd number of slots each of them goes
-// from team to team. A team that waits for one must not take the round before for its own: two slots behind what it had
-// last, all have to be there.
+// How many slots may be under way at a time, where so many bytes should be; two at least. With an odd number of slots
+// each of them goes from team to team. A team that waits for one must not take the round before for its own: what is
+// two slots behind the one it had last has to be there.
 inline int plan_flight(const StackShared& s, int bytes) {
-  return std::min(std::max(bytes / s.slot_bytes, 1), s.slots % kTeams == 0 ? s.slots : s.slots - kTeams);
+  return std::min(std::max(bytes / s.slot_bytes, 2), s.slots % kTeams == 0 ? s.slots : s.slots - kTeams);
+}
+
+// How many thread blocks share a transform, of at most `most`, a power of two: each takes some columns of the
+// (base, power) matrix, then some of its rows.
+inline int plan_cluster(const StackPlan& p, int most) {
+  int cluster = p.base > 1 && p.power <= 256 && p.tokens < kStackDistributed ? most : 1;
+  while (cluster > 1 && (p.grid % cluster || p.base % cluster || p.power / cluster < 16)) cluster /= 2;
+  return cluster;
 }
 
 }  // namespace quamba

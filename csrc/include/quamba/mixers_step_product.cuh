@@ -89,7 +89,8 @@ __device__ __forceinline__ void multiply(const StackPlan& p, const StackTiles& t
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const int row = g + 8 * (r / 2), m = 2 * q + r % 2;
-      if (row < rows && m < p.tokens) atomicAdd(acc + (tile * kTileWeightRows + row) * kAccPitch + m, sum[0][r] + sum[1][r]);
+      int* const to = acc + (tile * kTileWeightRows + row) * kAccPitch + m;
+      if (row < rows && m < p.tokens) atomicAdd(to, sum[0][r] + sum[1][r]);
     }
   }
   ring.next = i - slots;

@@ -142,7 +142,10 @@ __device__ __forceinline__ void split_sums(const StackPlan& p, int l, const Stac
     const int begin = part == 0 ? 0 : rank + (part - 1) * size, end = part == 0 ? rank : begin + size;
     float squares = 0.0f;
 #pragma unroll 1
-    for (int r = begin + lane; r < end; r += 32) squares = fmaf(scratch.bc[m * sums + r], scratch.bc[m * sums + r], squares);
+    for (int r = begin + lane; r < end; r += 32) {
+      const float v = scratch.bc[m * sums + r];
+      squares = fmaf(v, v, squares);
+    }
 #pragma unroll
     for (int offset = 16; offset > 0; offset >>= 1) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
     const float size_wide = static_cast<float>(end - begin);
@@ -167,8 +170,8 @@ __device__ __forceinline__ float4 state_piece(const StackPlan& p, const StackSha
   return __ldcg(reinterpret_cast<const float4*>(state + static_cast<int64_t>(share.channel + c) * p.f.states + n));
 }
 
-// W_dt, softplus, the recurrence and the gate; four lanes a channel. What does not depend on the sums of W_x comes before
-// the wait for them.
+// W_dt, softplus, the recurrence and the gate; four lanes a channel. What does not depend on the sums of W_x comes
+// before the wait for them.
 template <int BASE>
 __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare& share, const StackNumbers& numbers,
                                      const StackScratch& scratch) {

@@ -53,16 +53,18 @@ __device__ __forceinline__ void load_tagged2(const unsigned long long* from, uns
   asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(words[0]), "=l"(words[1]) : "l"(from) : "memory");
 }
 
-// `count` tagged numbers, a multiple of 4, to padded_index of `to`: four neighbours at a time, worker by worker, so that a
-// worker can read what it fetched. While some are missing, only those are asked for again: waiting burdens the memory.
+// `count` tagged numbers, a multiple of 4, to padded_index of `to`: four neighbours at a time, worker by worker, so
+// that a worker can read what it fetched. While some are missing, only those are asked for again: waiting burdens the
+// memory.
+template <int kBatch>
 __device__ __forceinline__ void fetch_tagged(const unsigned long long* from, int count, unsigned tag, float* to) {
-  constexpr int kBatch = 5, kNext = 4 * kStackWorkers, kNextPadded = kNext + kNext / 16;
+  constexpr int kNext = 4 * kStackWorkers, kNextPadded = kNext + kNext / 16;
   static_assert(kNext % 16 == 0, "kNextPadded is what padded_index adds for kNext");
   from += 4 * threadIdx.x, to += padded_index(4 * threadIdx.x);
   int left = count - 4 * static_cast<int>(threadIdx.x);
   // A warp's lanes stay together, also those that have nothing.
 #pragma unroll 1
-  for (; __any_sync(0xffffffffu, left > 0); left -= kBatch * kNext, from += kBatch * kNext, to += kBatch * kNextPadded) {
+  for (; __any_sync(0xffffffffu, left > 0); left -= kBatch * kNext) {
     unsigned missing = (1u << max(0, min(kBatch, divide_up(left, kNext)))) - 1;
     do {
       unsigned long long words[kBatch][4];
@@ -86,6 +88,7 @@ __device__ __forceinline__ void fetch_tagged(const unsigned long long* from, int
           }
         }
     } while (__any_sync(0xffffffffu, missing != 0));
+    from += kBatch * kNext, to += kBatch * kNextPadded;
   }
 }
 

@@ -1,6 +1,6 @@
 // mixers_step: the warps that only fetch. One streams the weights of all blocks of the stack through a ring in shared
-// memory, as far ahead as the ring goes; it never waits for a result. Three stage what each block needs beside them, one
-// block ahead.
+// memory, as far ahead as the ring goes; it never waits for a result. Three stage what each block needs beside them,
+// one block ahead.
 #pragma once
 
 #include "quamba/mixers_step.cuh"
@@ -11,7 +11,7 @@ constexpr int kStackWorkers = 256, kStackStagers = 96, kStackThreads = kStackWor
 constexpr int kTeamWarps = kStackWorkers / 32 / kTeams;
 
 struct StackBarriers {
-  uint64_t full[kStackSlots], empty[kStackSlots], staged[2], spent[2];
+  uint64_t full[kStackSlots], empty[kStackSlots], staged[2], spent[2], turned, rounded;
 };
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -64,17 +64,17 @@ __device__ __forceinline__ void prefetch_line(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
-// How one of the two large weights is cut into slots: tiles of 16 of the thread block's rows, then one of the rest, each
-// cut along K. The rest, of fewer rows, is cut into longer pieces, so that slots are full.
+// How one of the two large weights is cut into slots: tiles of 16 of the thread block's rows, then one of the rest,
+// each cut along K. The rest, of fewer rows, is cut into longer pieces, so that slots are full.
 struct StackTiles {
   int rows, columns;
-  int whole, pieces, slot_columns;         // tiles of 16 rows, the slots of each and their columns
-  int rest, rest_pieces, rest_columns;  // rows of the last tile
+  int whole, pieces, slot_columns;      // tiles of 16 rows, the slots of each and their columns
+  int rest, rest_pieces, rest_columns;  // rows of the last tile, its slots and their columns
 
   StackTiles() = default;
   __device__ StackTiles(int rows, int columns, const StackShared& s)
-      : rows(rows), columns(columns), whole(rows / kTileWeightRows), slot_columns(quamba::slot_columns(columns, s.slot_columns)),
-        rest(rows % kTileWeightRows) {
+      : rows(rows), columns(columns), whole(rows / kTileWeightRows), rest(rows % kTileWeightRows) {
+    slot_columns = quamba::slot_columns(columns, s.slot_columns);
     pieces = divide_up(columns, slot_columns);
     rest_pieces = 0, rest_columns = slot_columns;
     if (rest == 0) return;
@@ -108,8 +108,8 @@ struct StackShare {
 };
 
 // Not inline, as stage_blocks: the workers would lose registers.
-static __device__ __noinline__ void stream_weights(const StackPlan& p, const StackBlock* blocks, const StackShare& share,
-                                                   char* shared, StackBarriers& barriers) {
+static __device__ __noinline__ void stream_weights(const StackPlan& p, const StackBlock* blocks,
+                                                   const StackShare& share, char* shared, StackBarriers& barriers) {
   const int lane = threadIdx.x & 31;
   int slot = 0, round = 0, late = 0, late_round = 0, issued = 0;
   // Asked for half a block ahead: a constant that is read once comes from far.
