@@ -230,11 +230,8 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
   }
   __shared__ StackShare share;
   if (threadIdx.x == 0) share = StackShare(params.plan);
-  if constexpr (CLUSTER) {
-    cluster_sync();
-  } else {
-    __syncthreads();
-  }
+  __syncthreads();
+  if constexpr (CLUSTER) cluster_sync();
   if (threadIdx.x < kStackWorkers) {
     work<BASE, CLUSTER>(p, params.block, share, signs, memory, barriers);
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {

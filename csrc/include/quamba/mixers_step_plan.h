@@ -148,10 +148,10 @@ inline int plan_flight(const StackShared& s, int bytes) {
   return std::min(std::max(bytes / s.slot_bytes, 2), s.slots % kTeams == 0 ? s.slots : s.slots - kTeams);
 }
 
-// How many thread blocks share a transform, of at most `most`, a power of two: each takes some columns of the
-// (base, power) matrix, then some of its rows.
+// How many thread blocks share a transform, 1, 2 or 4, at most `most`: each takes some columns of the (base, power)
+// matrix, then some of its rows.
 inline int plan_cluster(const StackPlan& p, int most) {
-  int cluster = p.base > 1 && p.power <= 256 && p.tokens < kStackDistributed ? most : 1;
+  int cluster = p.base > 1 && p.power <= 256 && p.tokens < kStackDistributed && most > 1 ? (most < 4 ? 2 : 4) : 1;
   while (cluster > 1 && (p.grid % cluster || p.base % cluster || p.power / cluster < 16)) cluster /= 2;
   return cluster;
 }
