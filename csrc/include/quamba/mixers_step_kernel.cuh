@@ -114,6 +114,11 @@ __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackS
   }
 }
 
+// What a worker loads at a time: fours of a row, steps of a slot. So many as the models with this base matrix have;
+// more would be code to fetch for nothing.
+template <int BASE>
+constexpr int kAtATime = BASE == 12 ? 3 : BASE == 20 ? 5 : 4;
+
 // What the workers do. Each of a block's two halves ends with a product: before the first one comes the norm, before
 // the second one all else, and both begin with a row that all thread blocks contributed to. So there is one loop over
 // halves, and the code that both share is there once.
@@ -165,7 +170,7 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
         const unsigned long long* const from = (second ? p.g : p.residual) + static_cast<int64_t>(m) * columns;
         int8_t* const row = distributed ? p.bytes + static_cast<int64_t>(m) * columns
                                         : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
-        if (!CLUSTER || !second) fetch_tagged<CLUSTER ? 3 : 5>(from, columns, l + 1, raw);
+        if (!CLUSTER || !second) fetch_tagged<CLUSTER ? 3 : kAtATime<BASE>>(from, columns, l + 1, raw);
         if (!second) {
           norm_row(p, numbers, raw, norm_weight, partial, reinterpret_cast<uint32_t*>(row));
         } else if constexpr (CLUSTER) {
@@ -185,7 +190,7 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
     team_sync();
     if (second && first_row < p.tokens && l + 1 < p.blocks)
       ask_norm_weight(p, numbers.block().next_norm_weight, norm_weight);
-    multiply(p, share.tiles[second], ring, act, acc);
+    multiply<kAtATime<BASE>>(p, share.tiles[second], ring, act, acc);
     team_sync();
     if (second) {
       add_rows(p, l, share, numbers, kept, acc);

@@ -45,10 +45,11 @@ struct StackRing {
       : slots(slots), barriers(barriers), next(threadIdx.x / 32 / kTeamWarps), slot(next) {}
 };
 
-// acc[row][token] += weight[row] . operand[token] over the thread block's rows of one weight.
+// acc[row][token] += weight[row] . operand[token] over the thread block's rows of one weight. BATCH: steps of 64
+// columns whose operands are loaded before the first of them is used.
+template <int BATCH>
 __device__ __forceinline__ void multiply(const StackPlan& p, const StackTiles& tiles, StackRing& ring, const char* act,
                                          int* acc) {
-  constexpr int kBatch = 5;  // steps of 64 columns whose operands are loaded before the first of them is used
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, q = lane % 4;
   const int slots = tiles.slots();
   int tile = 0, piece = ring.next, i = ring.next;
@@ -65,18 +66,18 @@ __device__ __forceinline__ void multiply(const StackPlan& p, const StackTiles& t
     barrier_wait(&ring.barriers->full[slot], ring.round & 1);
     int sum[2][4] = {};  // two, so that additions need not wait for each other
 #pragma unroll 1
-    for (int s = warp % kTeamWarps; s < steps; s += kBatch * kTeamWarps) {
+    for (int s = warp % kTeamWarps; s < steps; s += BATCH * kTeamWarps) {
       const int batch = divide_up(steps - s, kTeamWarps);
-      int4 a[kBatch], b[kBatch], v[kBatch];
+      int4 a[BATCH], b[BATCH], v[BATCH];
 #pragma unroll
-      for (int u = 0; u < kBatch; ++u) {
+      for (int u = 0; u < BATCH; ++u) {
         const int at = (s + min(u, batch - 1) * kTeamWarps) * 64;
         a[u] = *reinterpret_cast<const int4*>(low + at);
         b[u] = *reinterpret_cast<const int4*>(low + high + at);
         v[u] = *reinterpret_cast<const int4*>(x + at);
       }
 #pragma unroll
-      for (int u = 0; u < kBatch; ++u)
+      for (int u = 0; u < BATCH; ++u)
         if (u < batch) {
           mma(sum[0], a[u].x, b[u].x, a[u].y, b[u].y, v[u].x, v[u].y);
           mma(sum[1], a[u].z, b[u].z, a[u].w, b[u].w, v[u].z, v[u].w);

@@ -56,7 +56,7 @@ __device__ __forceinline__ void load_tagged2(const unsigned long long* from, uns
 // `count` tagged numbers, a multiple of 4, to padded_index of `to`: four neighbours at a time, worker by worker, so
 // that a worker can read what it fetched. While some are missing, only those are asked for again: waiting burdens the
 // memory.
-template <int kBatch>
+template <int BATCH>
 __device__ __forceinline__ void fetch_tagged(const unsigned long long* from, int count, unsigned tag, float* to) {
   constexpr int kNext = 4 * kStackWorkers, kNextPadded = kNext + kNext / 16;
   static_assert(kNext % 16 == 0, "kNextPadded is what padded_index adds for kNext");
@@ -64,18 +64,18 @@ __device__ __forceinline__ void fetch_tagged(const unsigned long long* from, int
   int left = count - 4 * static_cast<int>(threadIdx.x);
   // A warp's lanes stay together, also those that have nothing.
 #pragma unroll 1
-  for (; __any_sync(0xffffffffu, left > 0); left -= kBatch * kNext) {
-    unsigned missing = (1u << max(0, min(kBatch, divide_up(left, kNext)))) - 1;
+  for (; __any_sync(0xffffffffu, left > 0); left -= BATCH * kNext) {
+    unsigned missing = (1u << max(0, min(BATCH, divide_up(left, kNext)))) - 1;
     do {
-      unsigned long long words[kBatch][4];
+      unsigned long long words[BATCH][4];
 #pragma unroll
-      for (int u = 0; u < kBatch; ++u)
+      for (int u = 0; u < BATCH; ++u)
         if (missing >> u & 1) {
           load_tagged2(from + u * kNext, words[u]);
           load_tagged2(from + u * kNext + 2, words[u] + 2);
         }
 #pragma unroll
-      for (int u = 0; u < kBatch; ++u)
+      for (int u = 0; u < BATCH; ++u)
         if (missing >> u & 1) {
           float v[4];
           bool there = true;
@@ -88,7 +88,7 @@ __device__ __forceinline__ void fetch_tagged(const unsigned long long* from, int
           }
         }
     } while (__any_sync(0xffffffffu, missing != 0));
-    from += kBatch * kNext, to += kBatch * kNextPadded;
+    from += BATCH * kNext, to += BATCH * kNextPadded;
   }
 }
 
