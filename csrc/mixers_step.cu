@@ -199,7 +199,7 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
     b.next_norm_weight = i + 1 < end ? blocks[i + 1].block.field[kNormWeight] : nullptr;
   }
   const int64_t sums = p->f.rank + 2 * p->f.states, tokens = p->tokens;
-  const int64_t dbc = p->blocks * tokens * sums, residual = tokens * p->f.model, g = tokens * p->f.inner;
+  const int64_t dbc = kSumSpread * p->blocks * tokens * sums, residual = tokens * p->f.model, g = tokens * p->f.inner;
   const int64_t zeroed = 128 + 8 * (dbc + dbc % 2 + residual + g), bytes = tokens * std::max(p->f.model, p->f.inner);
   const Tensor space = empty(like, {zeroed + bytes}, ScalarType::Char);
   char* const memory = static_cast<char*>(space.data_ptr());

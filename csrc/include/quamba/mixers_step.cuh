@@ -102,7 +102,7 @@ struct StackPlan {
   // Between thread blocks, zero at the launch. Numbers travel with a tag beside them, by which a reader sees that they
   // are there: waiting for the number costs one way to memory, where a barrier and then the number cost four.
   unsigned* counter;             // of the barrier that what has no tags takes
-  unsigned long long* dbc;       // (blocks, tokens, R + 2 N), sums of W_x and how many thread blocks added to them
+  unsigned long long* dbc;       // (blocks, tokens, R + 2 N) at sum_place: sums of W_x, and how many added to them
   unsigned long long* residual;  // (tokens, E), tagged: the residual stream between blocks
   unsigned long long* g;         // (tokens, D), tagged
   int8_t* bytes;                 // (tokens, max(D, E)), u or g
@@ -116,6 +116,11 @@ struct StackParams {
 static_assert(sizeof(StackParams) <= 32764, "a kernel's arguments");
 
 constexpr int kAccPitch = 8;         // sums of a product: (rows, 8), a column for each sequence
+// Where sum i of W_x is, in words: four of them in each 128 bytes, for all thread blocks add to them and wait for them
+// at a time, and each part of the second-level cache serves some of these lines.
+constexpr int kSumSpread = 4;
+__host__ __device__ constexpr int sum_place(int i) { return kSumSpread * (i - i % 4) + i % 4; }
+
 constexpr int kTeams = 2;            // of workers; each takes a slot at a time
 constexpr int kTileWeightRows = 16;  // of a weight, in a slot of the ring
 constexpr int kSlotColumns = 2560;   // of a weight, in a slot, at most: short copies are slow

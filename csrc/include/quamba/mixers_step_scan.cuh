@@ -73,7 +73,7 @@ __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& s
 __device__ __forceinline__ void add_products(const StackPlan& p, int l, const StackShare& share,
                                              const StackNumbers& numbers, const StackScratch& scratch) {
   const int sums = p.over_sums.by, words = share.channels / 4, pitch = p.s.x_weight_pitch;
-  unsigned long long* const to = p.dbc + static_cast<int64_t>(l) * p.tokens * sums;
+  unsigned long long* const to = p.dbc + static_cast<int64_t>(l) * kSumSpread * p.tokens * sums;
 #pragma unroll 1
   for (int i = threadIdx.x; i < sums * p.tokens; i += kStackWorkers) {
     const int m = p.over_sums.of(i);
@@ -82,7 +82,7 @@ __device__ __forceinline__ void add_products(const StackPlan& p, int l, const St
     int sum = 0;
 #pragma unroll 3
     for (int w = 0; w < words; ++w) sum = __dp4a(weight[w], x[w], sum);
-    add_counted(to + i, sum);
+    add_counted(to + sum_place(i), sum);
   }
 }
 
@@ -90,7 +90,7 @@ __device__ __forceinline__ void add_products(const StackPlan& p, int l, const St
 __device__ __forceinline__ void split_sums(const StackPlan& p, int l, const StackNumbers& numbers,
                                            const StackScratch& scratch) {
   const int rank = p.f.rank, size = p.f.states, sums = p.over_sums.by, count = p.tokens * sums;
-  const unsigned long long* const from = p.dbc + static_cast<int64_t>(l) * p.tokens * sums;
+  const unsigned long long* const from = p.dbc + static_cast<int64_t>(l) * kSumSpread * p.tokens * sums;
   const auto put = [&](int m, int r, float v) {
     const float scale = numbers.sum(r)[1];
     const int8_t byte = byte_of(v, scale);
@@ -110,7 +110,7 @@ __device__ __forceinline__ void split_sums(const StackPlan& p, int l, const Stac
       unsigned long long words[kBatch];
 #pragma unroll
       for (int u = 0; u < kBatch; ++u)
-        if (missing >> u & 1) words[u] = load_tagged(from + i0 + u * kStackWorkers);
+        if (missing >> u & 1) words[u] = load_tagged(from + sum_place(i0) + u * sum_place(kStackWorkers));
 #pragma unroll
       for (int u = 0; u < kBatch; ++u) {
         int sum;
