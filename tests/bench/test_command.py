@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from quamba.bench.profile import milliseconds
 from quamba.cli import app
 from tests.runtime.helpers import make
 from tests.tiny import make_model
@@ -30,7 +31,7 @@ def test_a_shape(tmp_path: Path) -> None:
         ("TTFT", 1), ("TPOT", 1), ("TPOT", 3), ("TTLT", 1),
     ]  # fmt: skip
     for figure in content["figures"]:
-        assert f"{figure['time']['median']:.3f}" in out
+        assert milliseconds(figure["time"]["median"]) in out
     assert "kernels of naive, TPOT eager, batch 3" in out
     assert [path.name for path in tmp_path.iterdir()] == ["found.json"]
 
