@@ -49,6 +49,7 @@ def units() -> list[Unit]:
         "hadamard_quant",
         "linear",
         "linear_choice",
+        "linear_conv1d_step",
         "linear_matrix",
         "quantize",
         "rms_norm_quant",
@@ -73,6 +74,8 @@ def units() -> list[Unit]:
             for tile in tiles if name != "float" else tiles[2:]:
                 defines = (*NO_ASSERTS, f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 result.append(Unit("linear_sm90.cu", f"linear_sm90_{name}_{residual}_{tile}", defines, only="90a"))
+    for name in ("linear_ring", "linear_conv1d_step_kernel"):  # where blocks of a cluster can add up
+        result.append(Unit(f"{name}.cu", name, only="90a"))
     return result
 
 

@@ -22,6 +22,7 @@ from quamba import ops
 
 TABLE = Path(__file__).resolve().parents[1] / "csrc" / "linear_table.json"
 FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
+RING_ROWS = 256  # that the ring takes
 TILES = ("128x256", "128x192", "128x128", "64x64")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MARGIN = 0.01
@@ -70,7 +71,8 @@ def weights() -> list[Weight]:
 def kernels(rows: int) -> list[str]:
     """Those that take this many rows of x."""
     few = [name for name in FEW if rows <= (1 if name == "dot" else 32)]
-    return few + [name for name in TILES if rows >= 16]
+    ring = ["ring"] if 8 <= rows <= RING_ROWS else []
+    return few + ring + [name for name in TILES if rows >= 16]
 
 
 def choices(times: dict[int, dict[str, float]], margin: float = MARGIN) -> list[tuple[int, str]]:

@@ -1,5 +1,5 @@
 // quamba::causal_conv1d and quamba::causal_conv1d_step on CUDA.
-#include "quamba/causal_conv1d.cuh"
+#include "quamba/causal_conv1d_step.cuh"
 
 #include "op.h"
 
@@ -8,14 +8,24 @@ namespace {
 
 constexpr int kThreads = 128;
 
+// Whether causal_conv1d_step_kernel takes it.
+bool in_quads(const ConvParams& p) {
+  const auto four = [](const void* data, Type type) { return aligned(data, 4 * size_of(type)); };
+  return p.width == 4 && p.channels % 4 == 0 && !p.mask && p.x_channel == 1 && p.x_batch % 4 == 0 && aligned(p.x, 4) &&
+         p.state && p.state_time == 1 && p.state_channel == 4 && p.state_batch % 16 == 0 && aligned(p.state, 16) &&
+         four(p.weight.data, p.weight.type) && four(p.bias.data, p.bias.type) && four(p.x_scale.data, Type::kFloat) &&
+         four(p.weight_scale.data, Type::kFloat) && four(p.out_scale.data, Type::kFloat);
+}
+
 template <typename T, typename Out>
 void launch(const ConvParams& p, bool vector, cudaStream_t stream) {
   if constexpr (sizeof(T) == 1) {
-    if (p.length == 1 && p.width == 4 && p.state && !p.mask && p.state_time == 1 && p.state_channel == 4 &&
-        p.state_batch % 4 == 0 && aligned(p.state, 4)) {
-      const dim3 grid(static_cast<unsigned>((p.channels + kThreads - 1) / kThreads), static_cast<unsigned>(p.batch));
-      causal_conv1d_word_kernel<Out><<<grid, kThreads, 0, stream>>>(p);
-      return;
+    if (p.length == 1 && in_quads(p)) {
+      const int64_t per_block = kConvStepThreads * kConvChannels;
+      const dim3 grid(static_cast<unsigned>((p.channels + per_block - 1) / per_block),
+                      static_cast<unsigned>((p.batch + kConvSequences - 1) / kConvSequences));
+      return check_launch("causal_conv1d_step",
+                          quamba::launch(causal_conv1d_step_kernel<Out>, Launch{grid, kConvStepThreads, 0, stream}, p));
     }
   }
   const int64_t groups = (p.channels + kConvChannels - 1) / kConvChannels;

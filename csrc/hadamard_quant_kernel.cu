@@ -11,18 +11,13 @@ namespace quamba {
 namespace {
 
 template <int BASE, typename T, typename Out>
-cudaError_t launch(const HadamardParams& p, int64_t rows, cudaStream_t stream) {
+cudaError_t transform(const HadamardParams& p, int64_t rows, cudaStream_t stream) {
   const int order = p.power * p.base;
   const int threads =
       std::clamp((std::max(order / 16, BASE == 1 ? 0 : p.power) + 31) / 32 * 32, 64, hadamard_threads(BASE));
   const int shared = 4 * (hadamard_shared_floats(order) + (BASE == kAnyBase ? order : 0));
-  const auto kernel = hadamard_kernel<BASE, T, Out>;
-  if (shared > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (error != cudaSuccess) return error;
-  }
-  kernel<<<static_cast<unsigned>(rows * p.blocks), threads, shared, stream>>>(p);
-  return cudaGetLastError();
+  return launch(hadamard_kernel<BASE, T, Out>,
+                Launch{static_cast<unsigned>(rows * p.blocks), threads, shared, stream}, p);
 }
 
 }  // namespace
@@ -31,12 +26,14 @@ template <int BASE>
 cudaError_t launch_hadamard(const HadamardParams& p, int64_t rows, Type x_type, bool quantize, cudaStream_t stream) {
   switch (x_type) {
     case Type::kHalf:
-      return quantize ? launch<BASE, __half, int8_t>(p, rows, stream) : launch<BASE, __half, __half>(p, rows, stream);
+      return quantize ? transform<BASE, __half, int8_t>(p, rows, stream)
+                      : transform<BASE, __half, __half>(p, rows, stream);
     case Type::kBFloat16:
-      return quantize ? launch<BASE, __nv_bfloat16, int8_t>(p, rows, stream)
-                      : launch<BASE, __nv_bfloat16, __nv_bfloat16>(p, rows, stream);
+      return quantize ? transform<BASE, __nv_bfloat16, int8_t>(p, rows, stream)
+                      : transform<BASE, __nv_bfloat16, __nv_bfloat16>(p, rows, stream);
     default:
-      return quantize ? launch<BASE, float, int8_t>(p, rows, stream) : launch<BASE, float, float>(p, rows, stream);
+      return quantize ? transform<BASE, float, int8_t>(p, rows, stream)
+                      : transform<BASE, float, float>(p, rows, stream);
   }
 }
 

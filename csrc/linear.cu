@@ -1,29 +1,26 @@
-// quamba::linear on CUDA: checks, and the choice between the row kernel and the matrix kernels.
+// quamba::linear on CUDA: checks, and the choice between the kernels.
 #include "linear_matrix.h"
+#include "linear_ring.h"
 #include "op.h"
 #include "quamba/linear_rows.cuh"
 
 namespace quamba {
 namespace {
 
-// On Hopper a kernel is set up while the one before it still runs.
-template <typename Kernel>
-void launch(Kernel kernel, dim3 grid, int threads, const LinearParams& p, bool hopper, cudaStream_t stream) {
-  if (!hopper) return kernel<<<grid, threads, 0, stream>>>(p);
-  const cudaError_t error = launch_early(kernel, grid, threads, stream, p);
-  QUAMBA_CHECK(error == cudaSuccess, "linear: the kernel could not be launched: ", cudaGetErrorString(error));
+void run(void (*kernel)(LinearParams), dim3 grid, int threads, const LinearParams& p, cudaStream_t stream) {
+  check_launch("linear", launch(kernel, Launch{grid, threads, 0, stream}, p));
 }
 
 template <int GROUPS>
-void launch_rows(const LinearParams& p, LinearKernel kernel, bool hopper, cudaStream_t stream) {
+void launch_rows(const LinearParams& p, LinearKernel kernel, cudaStream_t stream) {
   const unsigned tiles = static_cast<unsigned>((p.columns + kTileRows - 1) / kTileRows);
   switch (kernel) {
     case LinearKernel::kRows8:
-      return launch(linear_rows_kernel<GROUPS, 8>, tiles, 32 * 8, p, hopper, stream);
+      return run(linear_rows_kernel<GROUPS, 8>, tiles, 32 * 8, p, stream);
     case LinearKernel::kRows16:
-      return launch(linear_rows_kernel<GROUPS, 16>, tiles, 32 * 16, p, hopper, stream);
+      return run(linear_rows_kernel<GROUPS, 16>, tiles, 32 * 16, p, stream);
     default:
-      return launch(linear_rows_kernel<GROUPS, 4>, tiles, 32 * 4, p, hopper, stream);
+      return run(linear_rows_kernel<GROUPS, 4>, tiles, 32 * 4, p, stream);
   }
 }
 
@@ -35,7 +32,7 @@ void launch_dot(const LinearParams& p, const LinearDevice& device, cudaStream_t 
   const dim3 grid(static_cast<unsigned>(split ? groups : (groups + kDotWarps - 1) / kDotWarps),
                   static_cast<unsigned>((p.rows + M - 1) / M));
   const auto kernel = split ? linear_dot_kernel<M, ROWS, true, kVector> : linear_dot_kernel<M, ROWS, false, kVector>;
-  launch(kernel, grid, 32 * kDotWarps, p, device.hopper, stream);
+  run(kernel, grid, 32 * kDotWarps, p, stream);
 }
 
 bool in_vectors(const LinearParams& p) {
@@ -43,19 +40,16 @@ bool in_vectors(const LinearParams& p) {
 }
 
 void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& device, cudaStream_t stream) {
+#ifdef QUAMBA_SM90
+  if (kernel == LinearKernel::kRing) return check_launch("linear", linear_ring(p, device.processors, stream));
+#endif
   if (kernel == LinearKernel::kDot) {
     if (p.columns >= 4096) return launch_dot<1, 2, true>(p, device, stream);
     return launch_dot<1, 1, true>(p, device, stream);
   }
-  if (p.rows <= 8) return launch_rows<1>(p, kernel, device.hopper, stream);
-  if (p.rows <= 16) return launch_rows<2>(p, kernel, device.hopper, stream);
-  launch_rows<4>(p, kernel, device.hopper, stream);
-}
-
-// The tensor's rows with contiguous columns.
-Rows dense_rows(const Tensor& t, const char* what) {
-  const Rows rows = rows_of(t, what);
-  return rows.column_stride == 1 ? rows : rows_of(torch::stable::contiguous(t), what);
+  if (p.rows <= 8) return launch_rows<1>(p, kernel, stream);
+  if (p.rows <= 16) return launch_rows<2>(p, kernel, stream);
+  launch_rows<4>(p, kernel, stream);
 }
 
 Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_scale,
@@ -99,8 +93,8 @@ Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   if (p.rows == 0 || p.columns == 0) return empty(x, sizes, out_dtype);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const LinearDevice device = linear_device(x.get_device_index());
-  const LinearKernel kernel = choose_kernel(p, device);
   const bool vectors = in_vectors(p), plain = p.inner == 0 || (p.rows <= kFewRows && !vectors);
+  const LinearKernel kernel = choose_kernel(p, device, vectors);
   if (!plain && is_tile(kernel)) return torch::stable::view(linear_matrix(p, t, kernel, device.hopper), sizes);
   Tensor out = empty(x, sizes, out_dtype);
   p.out = out.data_ptr();
@@ -109,7 +103,6 @@ Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   } else {
     run_few(p, kernel, device, stream_of(x));
   }
-  check_launch("linear");
   return out;
 }
 

@@ -65,8 +65,15 @@ constexpr struct {
   LinearKernel kernel;
 } kNames[] = {{"dot", LinearKernel::kDot},         {"rows4", LinearKernel::kRows4},
               {"rows8", LinearKernel::kRows8},     {"rows16", LinearKernel::kRows16},
-              {"128x256", LinearKernel::k128x256}, {"128x192", LinearKernel::k128x192},
-              {"128x128", LinearKernel::k128x128}, {"64x64", LinearKernel::k64x64}};
+              {"ring", LinearKernel::kRing},       {"128x256", LinearKernel::k128x256},
+              {"128x192", LinearKernel::k128x192}, {"128x128", LinearKernel::k128x128},
+              {"64x64", LinearKernel::k64x64}};
+
+// Whether a kernel takes so many rows there.
+bool takes(LinearKernel kernel, const LinearParams& p, const LinearDevice& device, bool vectors) {
+  if (kernel == LinearKernel::kRing) return device.hopper && vectors && p.rows <= kRingRows;
+  return is_tile(kernel) || p.rows <= (kernel == LinearKernel::kDot ? 1 : kFewRows);
+}
 
 }  // namespace
 
@@ -84,21 +91,18 @@ LinearDevice linear_device(int index) {
   return device;
 }
 
-LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device) {
+LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bool vectors) {
   const LinearKernel modelled = model(p, device);
   // Read at every call, so that one process can time them all.
   if (const char* const name = std::getenv("QUAMBA_LINEAR_KERNEL")) {
-    for (const auto& known : kNames) {
-      if (std::strcmp(known.name, name) != 0) continue;
-      const bool possible = is_tile(known.kernel) || p.rows <= (known.kernel == LinearKernel::kDot ? 1 : kFewRows);
-      return possible ? known.kernel : modelled;
-    }
+    for (const auto& known : kNames)
+      if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : modelled;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
-                 "; expected dot, rows4, rows8, rows16, 128x256, 128x192, 128x128, 64x64 or model");
+                 "; expected dot, rows4, rows8, rows16, ring, 128x256, 128x192, 128x128, 64x64 or model");
     return modelled;
   }
   const TableEntry* const entry = device.hopper ? find(p) : nullptr;
-  return entry ? entry->kernel : modelled;
+  return entry && takes(entry->kernel, p, device, vectors) ? entry->kernel : modelled;
 }
 
 }  // namespace quamba

@@ -11,6 +11,7 @@ TABLE = Path(__file__).with_name("linear_table.json")
 KERNELS = {
     "dot": "kDot",
     **{f"rows{name}": f"kRows{name}" for name in ("4", "8", "16")},
+    "ring": "kRing",
     **{name: f"k{name}" for name in ("128x256", "128x192", "128x128", "64x64")},
 }
 

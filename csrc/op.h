@@ -120,6 +120,12 @@ inline Rows rows_of(const Tensor& t, const char* what) {
   return view;
 }
 
+// The tensor's rows with contiguous columns.
+inline Rows dense_rows(const Tensor& t, const char* what) {
+  const Rows rows = rows_of(t, what);
+  return rows.column_stride == 1 ? rows : rows_of(torch::stable::contiguous(t), what);
+}
+
 inline bool aligned(const void* p, int64_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 // Whether rows can be read in aligned pieces of `count` elements of `size` bytes.
@@ -140,8 +146,7 @@ inline cudaStream_t stream_of(const Tensor& t) {
   return static_cast<cudaStream_t>(stream);
 }
 
-inline void check_launch(const char* op) {
-  const cudaError_t error = cudaGetLastError();
+inline void check_launch(const char* op, cudaError_t error = cudaGetLastError()) {
   QUAMBA_CHECK(error == cudaSuccess, op, ": the kernel could not be launched: ", cudaGetErrorString(error));
 }
 

@@ -19,12 +19,13 @@ Tensor rms_norm_quant(const Tensor& x, const OptionalTensor& weight, const Tenso
   with_float_type(type_of(x, "x"), "x", [&](auto element) {
     using T = decltype(element);
     with_bool(vectorizable(rows, kChunk, sizeof(T)), [&](auto vector) {
-      rms_norm_quant_kernel<T, vector.value><<<static_cast<unsigned>(rows.rows), threads, 0, stream_of(x)>>>(
-          static_cast<const T*>(rows.data), rows.row_stride, rows.column_stride, rows.columns, weights, scales,
-          static_cast<float>(eps), static_cast<int8_t*>(out.data_ptr()));
+      const Launch how{static_cast<unsigned>(rows.rows), threads, 0, stream_of(x)};
+      check_launch("rms_norm_quant",
+                   launch(rms_norm_quant_kernel<T, vector.value>, how, static_cast<const T*>(rows.data),
+                          rows.row_stride, rows.column_stride, rows.columns, weights, scales,
+                          static_cast<float>(eps), static_cast<int8_t*>(out.data_ptr())));
     });
   });
-  check_launch("rms_norm_quant");
   return out;
 }
 

@@ -28,11 +28,12 @@ bool in_words(const Sequence& s, int64_t size, int64_t step) {
                                s.time * bytes % 4 == 0 && size * bytes % 4 == 0 && step * bytes % 4 == 0);
 }
 
-ScanParams params_of(const Tensor& x, const OptionalTensor& x_scale, const Tensor& dt, const OptionalTensor& dt_scale,
-                     const Tensor& dt_bias, const Tensor& A, const Tensor& B, const OptionalTensor& B_scale,
-                     const Tensor& C, const OptionalTensor& C_scale, const Tensor& D, const OptionalTensor& z,
-                     const OptionalTensor& z_scale, const OptionalTensor& out_scale, ScalarType out_dtype,
-                     const OptionalTensor& state) {
+// dt: none where a product takes its place.
+ScanParams params_of(const Tensor& x, const OptionalTensor& x_scale, const OptionalTensor& dt,
+                     const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B,
+                     const OptionalTensor& B_scale, const Tensor& C, const OptionalTensor& C_scale, const Tensor& D,
+                     const OptionalTensor& z, const OptionalTensor& z_scale, const OptionalTensor& out_scale,
+                     ScalarType out_dtype, const OptionalTensor& state) {
   const int64_t channels = x.size(x.dim() - 1);
   check_device(A, x, "A");
   QUAMBA_CHECK(A.dim() == 2 && A.size(0) == channels && A.scalar_type() == ScalarType::Float, "A has shape ",
@@ -42,7 +43,8 @@ ScanParams params_of(const Tensor& x, const OptionalTensor& x_scale, const Tenso
   p.batch = x.size(0), p.length = x.dim() == 3 ? x.size(1) : 1, p.channels = channels;
   p.states = static_cast<int>(states);
   p.x = sequence_of(x, x_scale, x, channels, "x");
-  p.dt = sequence_of(dt, dt_scale, x, channels, "dt");
+  p.dt.scale = scale_of(dt_scale, channels, x, "dt_scale");
+  if (dt) p.dt = sequence_of(*dt, dt_scale, x, channels, "dt");
   p.B = sequence_of(B, B_scale, x, states, "B");
   p.C = sequence_of(C, C_scale, x, states, "C");
   if (z) p.z = sequence_of(*z, z_scale, x, channels, "z");
@@ -108,29 +110,70 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
   return out;
 }
 
-Tensor selective_scan_step(const Tensor& x, const OptionalTensor& x_scale, const Tensor& dt,
-                           const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B,
-                           const OptionalTensor& B_scale, const Tensor& C, const OptionalTensor& C_scale,
-                           const Tensor& D, const OptionalTensor& z, const OptionalTensor& z_scale,
-                           const OptionalTensor& out_scale, ScalarType out_dtype, const Tensor& state) {
-  QUAMBA_CHECK(x.dim() == 2, "x has shape ", shape_of(x), "; expected (B, D)");
-  ScanParams p = params_of(x, x_scale, dt, dt_scale, dt_bias, A, B, B_scale, C, C_scale, D, z, z_scale, out_scale,
-                           out_dtype, state);
+// One token by either step kernel.
+template <bool kProduct>
+Tensor step(const Tensor& x, ScanParams p, const DtProduct& product, ScalarType out_dtype) {
   Tensor out = empty(x, sizes_of(x), out_dtype);
   if (out.numel() == 0) return out;
   p.out = out.data_ptr();
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const bool vector = p.states % 4 == 0 && p.a_state == 1 && p.a_channel % 4 == 0 && aligned(p.A, 16) &&
                       p.state_state == 1 && p.state_channel % 4 == 0 && p.state_batch % 4 == 0 &&
-                      aligned(p.state, 16);
-  const dim3 grid(static_cast<unsigned>((p.channels * 4 + kStepThreads - 1) / kStepThreads),
-                  static_cast<unsigned>(p.batch));
-  const int shared = 2 * ((p.states + 3) / 4 * 4) * static_cast<int>(sizeof(float));
-  with_bool(vector, [&](auto kind) {
-    selective_scan_step_kernel<kind.value><<<grid, kStepThreads, shared, stream_of(x)>>>(p);
-  });
-  check_launch("selective_scan_step");
+                      aligned(p.state, 16) && product.rank % 16 == 0 && product.d_batch % 16 == 0 &&
+                      product.weight_row % 16 == 0 && aligned(product.d, 16) && aligned(product.weight, 16);
+  // With few sequences a thread takes one, which makes for more blocks.
+  const auto run = [&](auto sequences, auto kind) {
+    const dim3 grid(static_cast<unsigned>((p.channels + kStepChannels - 1) / kStepChannels),
+                    static_cast<unsigned>((p.batch + sequences.value - 1) / sequences.value));
+    const int narrow = (p.states + 3) / 4 * 4 * static_cast<int>(sizeof(float));  // B or C of a sequence
+    const int slots = kind.value ? step_slots(sequences.value, kProduct) * kStepThreads * 16 : 0;
+    const int shared = sequences.value * (2 * narrow + 16 * product.pieces()) + slots;
+    return launch(selective_scan_step_kernel<sequences.value, kind.value, kProduct>,
+                  Launch{grid, kStepThreads, shared, stream_of(x)}, p, product);
+  };
+  constexpr std::integral_constant<int, 1> kOne;
+  constexpr std::integral_constant<int, 4> kFour;
+  check_launch("selective_scan_step", !vector       ? run(kOne, std::false_type{})
+                                      : p.batch < 4 ? run(kOne, std::true_type{})
+                                                    : run(kFour, std::true_type{}));
   return out;
+}
+
+Tensor selective_scan_step(const Tensor& x, const OptionalTensor& x_scale, const Tensor& dt,
+                           const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B,
+                           const OptionalTensor& B_scale, const Tensor& C, const OptionalTensor& C_scale,
+                           const Tensor& D, const OptionalTensor& z, const OptionalTensor& z_scale,
+                           const OptionalTensor& out_scale, ScalarType out_dtype, const Tensor& state) {
+  QUAMBA_CHECK(x.dim() == 2, "x has shape ", shape_of(x), "; expected (B, D)");
+  const ScanParams p = params_of(x, x_scale, dt, dt_scale, dt_bias, A, B, B_scale, C, C_scale, D, z, z_scale,
+                                 out_scale, out_dtype, state);
+  return step<false>(x, p, DtProduct{}, out_dtype);
+}
+
+Tensor selective_scan_dt_step(const Tensor& x, const OptionalTensor& x_scale, const Tensor& d, const Tensor& d_scale,
+                              const Tensor& dt_weight, const Tensor& dt_weight_scale, const OptionalTensor& dt_scale,
+                              const Tensor& dt_bias, const Tensor& A, const Tensor& B, const OptionalTensor& B_scale,
+                              const Tensor& C, const OptionalTensor& C_scale, const Tensor& D, const OptionalTensor& z,
+                              const OptionalTensor& z_scale, const OptionalTensor& out_scale, ScalarType out_dtype,
+                              const Tensor& state) {
+  QUAMBA_CHECK(x.dim() == 2, "x has shape ", shape_of(x), "; expected (B, D)");
+  const ScanParams p = params_of(x, x_scale, std::nullopt, dt_scale, dt_bias, A, B, B_scale, C, C_scale, D, z,
+                                 z_scale, out_scale, out_dtype, state);
+  check_device(d, x, "d");
+  check_device(dt_weight, x, "dt_weight");
+  QUAMBA_CHECK(d.scalar_type() == ScalarType::Char && dt_weight.scalar_type() == ScalarType::Char,
+               "selective_scan_dt_step: d and dt_weight must be int8");
+  QUAMBA_CHECK(d.dim() == 2 && d.size(0) == p.batch, "d has shape ", shape_of(d), "; expected (", p.batch, ", R)");
+  QUAMBA_CHECK(dt_weight.dim() == 2 && dt_weight.size(0) == p.channels && dt_weight.size(1) == d.size(1),
+               "dt_weight has shape ", shape_of(dt_weight), "; expected (", p.channels, ", ", d.size(1), ")");
+  const Rows d_rows = dense_rows(d, "d"), weight_rows = dense_rows(dt_weight, "dt_weight");
+  DtProduct product;
+  product.rank = static_cast<int>(d.size(1));
+  product.d = static_cast<const int8_t*>(d_rows.data), product.d_batch = d_rows.row_stride;
+  product.weight = static_cast<const int8_t*>(weight_rows.data), product.weight_row = weight_rows.row_stride;
+  product.d_scale = scale_of(d_scale, 1, x, "d_scale");
+  product.weight_scale = scale_of(dt_weight_scale, p.channels, x, "dt_weight_scale");
+  return step<true>(x, p, product, out_dtype);
 }
 
 }  // namespace
@@ -139,4 +182,5 @@ Tensor selective_scan_step(const Tensor& x, const OptionalTensor& x_scale, const
 STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m) {
   m.impl("selective_scan", TORCH_BOX(&quamba::selective_scan));
   m.impl("selective_scan_step", TORCH_BOX(&quamba::selective_scan_step));
+  m.impl("selective_scan_dt_step", TORCH_BOX(&quamba::selective_scan_dt_step));
 }

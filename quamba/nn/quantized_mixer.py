@@ -262,17 +262,24 @@ class QuantizedMixer(nn.Module):
         wide = self._float(hidden)
 
         u, u_scale = self._normed(hidden, "u", self.norm_weight, c.norm_eps)
+        fused = step and hidden.is_cuda  # ops that save a CUDA device a launch; a CPU gains nothing by them
         x0_scale: Tensor | None
+        x_scale: Tensor | None
         z_scale: Tensor | None
-        if route.fused_xz:
-            x0, z = self.in_proj(u, u_scale, out_dtype=torch.int8, out_scale=self.xz_scale).split(c.d_inner, dim=-1)
-            x0_scale, z_scale = self.x0_scale, self.z_scale
+        if state is not None and fused and route.fused_conv:
+            product = (self.in_proj.qweight, self.in_proj.weight_scale, self.in_proj.bias, self.xz_scale)
+            conv = (self.conv_qweight, self.conv_weight_scale, self.conv_bias if c.conv_bias else None, self.x_scale)
+            x, z = ops.linear_conv1d_step(u, u_scale, *product, *conv, state.conv)
+            x_scale, z_scale = self.x_scale, self.z_scale
         else:
-            x0, z = self.in_proj(u, u_scale, out_dtype=wide).split(c.d_inner, dim=-1)
-            x0, x0_scale = self._at_run_time(x0, "x0")
-            z, z_scale = self._at_run_time(z, "z")
-
-        x, x_scale = self._conv(x0, x0_scale, wide=wide, mask=mask, state=state, step=step)
+            if route.fused_xz:
+                x0, z = self.in_proj(u, u_scale, out_dtype=torch.int8, out_scale=self.xz_scale).split(c.d_inner, dim=-1)
+                x0_scale, z_scale = self.x0_scale, self.z_scale
+            else:
+                x0, z = self.in_proj(u, u_scale, out_dtype=wide).split(c.d_inner, dim=-1)
+                x0, x0_scale = self._at_run_time(x0, "x0")
+                z, z_scale = self._at_run_time(z, "z")
+            x, x_scale = self._conv(x0, x0_scale, wide=wide, mask=mask, state=state, step=step)
         x_in, x_in_scale = x, x_scale
         if route.rotate_x:
             x_in, x_in_scale = self._rotated(x, "x")
@@ -286,16 +293,19 @@ class QuantizedMixer(nn.Module):
 
         d, d_scale, B, B_scale, C, C_scale = self._dbc(x_in, x_in_scale, wide=wide)
         dt_scale = self.dt_scale if route.static_dt else None
-        dt = self.dt_proj(d, d_scale, out_dtype=torch.int8 if route.static_dt else wide, out_scale=dt_scale)
-
         g_scale = self.g_scale if route.static_g else None
         scan_scale = None if route.rotate_g else g_scale
         scan_dtype = wide if scan_scale is None else torch.int8
-        scan = (x, x_scale, dt, dt_scale, self.dt_bias, self.A, B, B_scale, C, C_scale, self.D, z, z_scale)
-        if step and state is not None:
-            g = ops.selective_scan_step(*scan, scan_scale, scan_dtype, state.ssm)
+        scan = (self.dt_bias, self.A, B, B_scale, C, C_scale, self.D, z, z_scale, scan_scale, scan_dtype)
+        if state is not None and fused and route.fused_dt:
+            weight = (self.dt_proj.qweight, self.dt_proj.weight_scale)
+            g = ops.selective_scan_dt_step(x, x_scale, d, d_scale, *weight, dt_scale, *scan, state.ssm)
         else:
-            g = ops.selective_scan(*scan, scan_scale, scan_dtype, None if state is None else state.ssm)
+            dt = self.dt_proj(d, d_scale, out_dtype=torch.int8 if route.static_dt else wide, out_scale=dt_scale)
+            if step and state is not None:
+                g = ops.selective_scan_step(x, x_scale, dt, dt_scale, *scan, state.ssm)
+            else:
+                g = ops.selective_scan(x, x_scale, dt, dt_scale, *scan, None if state is None else state.ssm)
         if route.rotate_g:
             g, g_scale = self._rotated(g, "g")
         elif not route.static_g:

@@ -14,6 +14,7 @@ class Route:
         u: the granularity of u, or None.
         fused_xz: x0 and z leave in_proj as int8.
         conv: the convolution's weight is int8.
+        fused_conv: in_proj and the convolution are int8 all through, which a step can take as one op.
         static_x: x leaves the convolution as int8.
         rotate_x: x is rotated for x_proj and back for the scan.
         channel_x: x's scales are in the columns of x_proj.
@@ -22,6 +23,7 @@ class Route:
         fused_dbc: they leave x_proj as int8.
         smooth_g: g is divided by g_divisor.
         static_dt: dt leaves dt_proj as int8.
+        fused_dt: dt_proj is an int8 product with one scale for d, which a step can take into the scan.
         rotate_g: g is rotated.
         static_g: g has a static scale.
         one_step: a token with a state takes one op: all weights, and all sites but perhaps dt, are static int8.
@@ -30,6 +32,7 @@ class Route:
     u: str | None
     fused_xz: bool
     conv: bool
+    fused_conv: bool
     static_x: bool
     rotate_x: bool
     channel_x: bool
@@ -38,6 +41,7 @@ class Route:
     fused_dbc: bool
     smooth_g: bool
     static_dt: bool
+    fused_dt: bool
     rotate_g: bool
     static_g: bool
     one_step: bool
@@ -56,6 +60,9 @@ class Route:
             u=format.granularity("u"),
             fused_xz=static("x0", "z"),
             conv=format.weights["conv"] is not None,
+            fused_conv=static("u", "x0", "z", "x")
+            and not rotate_x
+            and None not in (format.weights["in_proj"], format.weights["conv"]),
             # A rotated x is quantized after the rotation.
             static_x=static("x") and not rotate_x,
             rotate_x=rotate_x,
@@ -65,6 +72,7 @@ class Route:
             fused_dbc=static("d", "B", "C") and config.dbc_norm == "none",
             smooth_g=format.step("smooth_output") is not None,
             static_dt=static("dt"),
+            fused_dt=format.granularity("d") == "tensor" and format.weights["dt_proj"] is not None,
             rotate_g=format.step("rotate_output") is not None,
             static_g=static("g"),
             one_step=one_step and dt in (None, "tensor", "channel") and None not in format.weights.values(),

@@ -8,12 +8,13 @@ from quamba.ops.embedding import embedding
 from quamba.ops.hadamard_inverse import hadamard_inverse
 from quamba.ops.hadamard_quant import hadamard, hadamard_quant
 from quamba.ops.linear import linear
+from quamba.ops.linear_conv1d_step import linear_conv1d_step
 from quamba.ops.mixer_step import mixer_step
 from quamba.ops.mixers_step import mixers_step
 from quamba.ops.quantize import quantize, quantize_per_token
 from quamba.ops.registry import OPS, Op, reference, references_forced
 from quamba.ops.rms_norm_quant import rms_norm_quant
-from quamba.ops.selective_scan import selective_scan, selective_scan_step
+from quamba.ops.selective_scan import selective_scan, selective_scan_dt_step, selective_scan_step
 
 from quamba.ops import cuda as cuda  # isort: skip  # after the ops, whose kernels it registers
 
@@ -27,6 +28,7 @@ __all__ = [
     "hadamard_inverse",
     "hadamard_quant",
     "linear",
+    "linear_conv1d_step",
     "mixer_step",
     "mixers_step",
     "quantize",
@@ -35,5 +37,6 @@ __all__ = [
     "references_forced",
     "rms_norm_quant",
     "selective_scan",
+    "selective_scan_dt_step",
     "selective_scan_step",
 ]

@@ -1,11 +1,16 @@
-"""selective_scan: the recurrence of a selective state space model with D skip and SiLU gate; its decode step."""
+"""selective_scan: the recurrence of a selective state space model with D skip and SiLU gate; its decode steps."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from quamba import numerics
+from quamba.ops.cpu.linear import linear_cpu
 from quamba.ops.cpu.selective_scan import selective_scan_cpu, selective_scan_step_cpu
+from quamba.ops.linear import linear_reference
 from quamba.ops.registry import float64_in, register
 
 
@@ -126,21 +131,67 @@ def selective_scan_step_reference(
     )[:, 0].contiguous()
 
 
+def _dt(product: Callable[..., Tensor], arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """The arguments of a step from those of selective_scan_dt_step."""
+    x, x_scale, d, d_scale, weight, weight_scale, dt_scale, *rest = arguments
+    dtype = torch.float32 if dt_scale is None else torch.int8
+    return x, x_scale, product(d, d_scale, weight, weight_scale, None, None, dt_scale, dtype), dt_scale, *rest
+
+
+def selective_scan_dt_step_reference(x: Tensor, *arguments: Any) -> Tensor:
+    """`selective_scan_step` with dt = W_dt d, an int8 product: `linear` and the step in one op.
+
+    Args:
+        x, x_scale: as for the step.
+        d: int8 (B, R).
+        d_scale: float32 ().
+        dt_weight: int8 (D, R).
+        dt_weight_scale: float32 () or (D,).
+        dt_scale: float32 () or (D,), with which dt is quantized, or None: it stays float32.
+        dt_bias to state: as for the step.
+
+    Returns:
+        (B, D) of out_dtype.
+    """
+    return selective_scan_step_reference(*_dt(linear_reference, (x, *arguments)))
+
+
+def selective_scan_dt_step_fake(x: Tensor, *arguments: Any) -> Tensor:
+    return x.new_empty(x.shape, dtype=arguments[-2])
+
+
+def selective_scan_dt_step_cpu(x: Tensor, *arguments: Any) -> Tensor:
+    """See `selective_scan_dt_step_reference`."""
+    out: Tensor = selective_scan_step_cpu(*_dt(linear_cpu, (x, *arguments)))
+    return out
+
+
+_INPUT = "(Tensor x, Tensor? x_scale, "
 _COMMON = (
-    "(Tensor x, Tensor? x_scale, Tensor dt, Tensor? dt_scale, Tensor dt_bias, Tensor A, Tensor B, Tensor? B_scale,"
-    " Tensor C, Tensor? C_scale, Tensor D, Tensor? z, Tensor? z_scale, Tensor? out_scale, ScalarType out_dtype,"
+    " Tensor dt_bias, Tensor A, Tensor B, Tensor? B_scale, Tensor C, Tensor? C_scale, Tensor D, Tensor? z,"
+    " Tensor? z_scale, Tensor? out_scale, ScalarType out_dtype,"
 )
 selective_scan = register(
     "selective_scan",
-    _COMMON + " Tensor(a!)? state) -> Tensor",
+    _INPUT + "Tensor dt, Tensor? dt_scale," + _COMMON + " Tensor(a!)? state) -> Tensor",
     reference=selective_scan_reference,
     fake=selective_scan_fake,
     cpu=float64_in(selective_scan_reference, selective_scan_cpu),
 )
 selective_scan_step = register(
     "selective_scan_step",
-    _COMMON + " Tensor(a!) state) -> Tensor",
+    _INPUT + "Tensor dt, Tensor? dt_scale," + _COMMON + " Tensor(a!) state) -> Tensor",
     reference=selective_scan_step_reference,
     fake=selective_scan_fake,
     cpu=float64_in(selective_scan_step_reference, selective_scan_step_cpu),
+)
+selective_scan_dt_step = register(
+    "selective_scan_dt_step",
+    _INPUT
+    + "Tensor d, Tensor d_scale, Tensor dt_weight, Tensor dt_weight_scale, Tensor? dt_scale,"
+    + _COMMON
+    + " Tensor(a!) state) -> Tensor",
+    reference=selective_scan_dt_step_reference,
+    fake=selective_scan_dt_step_fake,
+    cpu=float64_in(selective_scan_dt_step_reference, selective_scan_dt_step_cpu),
 )

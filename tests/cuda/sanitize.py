@@ -1,5 +1,7 @@
 """Every kernel a few times over odd shapes, for `compute-sanitizer --tool TOOL python -m tests.cuda.sanitize`."""
 
+import os
+
 import torch
 
 from quamba import ops
@@ -21,6 +23,15 @@ def linear() -> None:
         residual, bias = randn(m, n, dtype=torch.float16), randn(n)
         ops.linear(x, scales(m, 1), weight, scales(n), bias, residual, None, torch.float16)
         ops.linear(x, scales(), weight, scales(n), None, None, scales(n), torch.int8)
+    os.environ["QUAMBA_LINEAR_KERNEL"] = "ring"
+    for m, n, k in ((9, 100, 1040), (20, 161, 160), (64, 192, 5120), (70, 2570, 48)):
+        residual = randn(m, n, dtype=torch.float16)
+        ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, residual, None, torch.float32)
+        ops.linear(randint8(m, k), scales(m, 1), randint8(n, k), scales(n), None, None, scales(n), torch.int8)
+    for b, d, e in ((9, 100, 160), (64, 264, 48), (20, 40, 1040)):
+        args = (randint8(b, e), scales(), randint8(2 * d, e), scales(2 * d), None, scales(2 * d), randint8(d, 4))
+        ops.linear_conv1d_step(*args, scales(d), randn(d), scales(d), randint8(b, d, 4))
+    del os.environ["QUAMBA_LINEAR_KERNEL"]
     for m, n, k in ((300, 512, 128), (2048, 640, 128), (513, 2560, 64)):
         ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, None, scales(), torch.int8)
 
@@ -66,6 +77,14 @@ def scan() -> None:
         ops.selective_scan(x.half(), *args, None)
         one = [v[:, 0] if v is dt or v is z or v is b or v is c else v for v in args]
         ops.selective_scan_step(x[:, 0], *one, state)
+    for batch, channels, states, rank in ((1, 40, 16, 48), (5, 70, 16, 160), (4, 33, 20, 272), (3, 9, 5, 7)):
+        wide, narrow = (batch, channels), (batch, states)
+        x, z, b, c = randint8(*wide), randint8(*wide), randint8(*narrow), randint8(*narrow)
+        state, a = torch.zeros(batch, channels, states, device="cuda"), -torch.rand(channels, states, device="cuda")
+        rest = (randn(channels), a, b, scales(), c, scales(states), randn(channels), z, scales(), None, torch.float16)
+        ops.selective_scan_step(x, scales(), randint8(*wide), scales(channels), *rest, state)
+        product = (sliced(randint8(batch, rank)), scales(), randint8(channels, rank), scales(channels))
+        ops.selective_scan_dt_step(x, scales(), *product, scales(), *rest, state)
 
 
 if __name__ == "__main__":

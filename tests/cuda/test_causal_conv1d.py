@@ -71,6 +71,17 @@ def test_step(dtype, width) -> None:
         check(causal_conv1d_step, x, *args[1:], scale, out, state_for(x, width), flips=1e-3, error=8.0)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 9])
+@pytest.mark.parametrize("channels", [4, 70, 516])
+@pytest.mark.parametrize("view", [None, sliced, strided])
+def test_step_of_many(batch, channels, view) -> None:
+    x = randint8(batch, channels)
+    args = (scales(channels), randint8(channels, 4), scales(channels), randn(channels, dtype=torch.float16))
+    state = randint8(batch, channels, 4)
+    for out, scale in ((torch.int8, scales(channels)), (torch.float16, None)):
+        check(causal_conv1d_step, x if view is None else view(x), *args, scale, out, state, flips=1e-3, error=8.0)
+
+
 def test_steps_continue_a_prefill() -> None:
     args = arguments(torch.int8, length=20)
     whole = causal_conv1d(*args, None, torch.float32, None, None)

@@ -37,6 +37,42 @@ def test_shapes(shape: tuple[int, int, int], out) -> None:
     check(linear, *args, None, None, out_scale, dtype, flips=1e-4)
 
 
+# Each cut of the ring kernel: 16, 32 and 64 rows of x a block; 32, 80 and 128 columns; clusters of 1, 4 and 8 blocks.
+RING_SHAPES = [
+    *[(m, 256, 512) for m in (1, 15, 16, 17, 32, 33, 64, 65, 250)],
+    *[(64, n, 512) for n in (1, 15, 79, 192, 2570)],
+    *[(64, 256, k) for k in (16, 48, 160, 1040)],
+    (60, 192, 5120),
+    (64, 2560, 5120),
+    (33, 5120, 160),
+    (64, 10240, 2560),
+    (12, 10240, 2560),
+    (20, 50280, 256),
+]
+
+
+@pytest.mark.parametrize("shape", RING_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column", *FLOATS])
+def test_ring(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "ring")
+    test_shapes(shape, out)
+
+
+@pytest.mark.parametrize("m", [12, 30, 150])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("bias", [None, torch.float16])
+@pytest.mark.parametrize("residual", [None, *FLOATS])
+def test_ring_epilogue(monkeypatch: pytest.MonkeyPatch, m: int, out: torch.dtype, bias, residual) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "ring")
+    test_epilogue(m, out, bias, residual)
+
+
+@pytest.mark.parametrize("view", [strided, sliced, lambda x: x.transpose(0, 1)])
+def test_ring_strides(monkeypatch: pytest.MonkeyPatch, view) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "ring")
+    test_strides(15, view)
+
+
 @pytest.mark.parametrize("m", [1, 3, 8, 40, 200])
 @pytest.mark.parametrize("out", [torch.int8, *FLOATS])
 @pytest.mark.parametrize("bias", [None, *FLOATS])

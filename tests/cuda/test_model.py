@@ -41,18 +41,24 @@ def test_quantizing_on_the_device_gives_the_scales_of_the_cpu(kind: str) -> None
 
 @pytest.mark.parametrize("kind", ["mamba-untied", "falcon", "jamba"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_steps_equal_prefill(kind: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("rows", "kernel"), [(2, None), (12, None), (12, "ring"), (40, "ring")])
+def test_steps_equal_prefill(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dtype: torch.dtype, rows: int, kernel: str | None
+) -> None:
+    """Few sequences take a step in one launch, more the single ops, which linear's ring fuses."""
+    if kernel is not None:
+        monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
     model = quamba.quantize(make_model(kind, dtype).cuda(), [tokens()])
-    ids = tokens(rows=2, length=12, seed=2).cuda()
+    ids = tokens(rows=rows, length=12, seed=2).cuda()
     whole = logits(model, ids)
     name = "past_key_values" if kind == "jamba" else "cache_params"
     with torch.no_grad():
         out = model(ids[:, :8], use_cache=True)
-        rows = [out.logits.float().cpu()]
+        steps = [out.logits.float().cpu()]
         for t in range(8, 12):
             out = model(ids[:, t : t + 1], use_cache=True, **{name: out[name]})
-            rows.append(out.logits.float().cpu())
-    assert relative_error(torch.cat(rows, dim=1), whole) < 0.03
+            steps.append(out.logits.float().cpu())
+    assert relative_error(torch.cat(steps, dim=1), whole) < 0.03
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from quamba.ops import selective_scan, selective_scan_step
+from quamba.ops import linear, selective_scan, selective_scan_dt_step, selective_scan_step
 from tests.cuda.compare import FLOATS, check, randint8, randn, scales, sliced, strided
 
 NAMES = ("x", "x_scale", "dt", "dt_scale", "dt_bias", "A", "B", "B_scale", "C", "C_scale", "D", "z", "z_scale")
@@ -115,14 +115,40 @@ def test_long() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int8, *FLOATS])
 @pytest.mark.parametrize("states", [1, 5, 16, 20, 64])
-def test_step(dtype, states) -> None:
-    args = arguments(batch=3, channels=50, states=states, dtype=dtype)
+@pytest.mark.parametrize("batch", [1, 3, 4, 7, 8])
+def test_step(dtype, states, batch) -> None:
+    args = arguments(batch=batch, channels=50, states=states, dtype=dtype)
     for name in ("x", "dt", "B", "C", "z"):
         args[name] = args[name][:, 3]
     run(args, scales(50, mean=0.1), torch.int8, state_for(args), op=selective_scan_step)
     run(args, None, torch.float16, state_for(args), op=selective_scan_step)
     args["z"] = args["z_scale"] = None
     run(args, None, torch.float32, state_for(args), op=selective_scan_step)
+
+
+@pytest.mark.parametrize("rank", [1, 16, 47, 48, 160, 272])
+@pytest.mark.parametrize("batch", [1, 4, 9])
+@pytest.mark.parametrize("dt_scale", [None, "tensor", "channel"])
+def test_dt_step(rank, batch, dt_scale) -> None:
+    args = arguments(batch=batch, length=1, channels=50)
+    for name in ("x", "B", "C", "z"):
+        args[name] = args[name][:, 0]
+    del args["dt"], args["dt_scale"]
+    x, x_scale, *rest = args.values()
+    scale = None if dt_scale is None else scales(50, mean=0.05) if dt_scale == "channel" else scales(mean=0.05)
+    size = 1.0 / (rank**0.5 * 74 * 74) * 3
+    d, weight = sliced(randint8(batch, rank)), randint8(50, rank)
+    product = (d, torch.tensor(size, device="cuda"), weight, scales(50, mean=1.0), scale)
+    for out_scale, out in ((scales(50, mean=0.1), torch.int8), (None, torch.float16)):
+        state = state_for(args)
+        bounds = {"flips": 1e-2, "error": 64.0}
+        check(selective_scan_dt_step, x, x_scale, *product, *rest, out_scale, out, state, **bounds)
+        # The same integers as by two ops, where the vectors are the same: exactly their result.
+        dt = linear(*product[:4], None, None, scale, torch.float32 if scale is None else torch.int8)
+        two, one = state.clone(), state.clone()
+        expected = selective_scan_step(x, x_scale, dt, scale, *rest, out_scale, out, two)
+        assert torch.equal(selective_scan_dt_step(x, x_scale, *product, *rest, out_scale, out, one), expected)
+        assert torch.equal(one, two)
 
 
 def test_steps_continue_a_prefill() -> None:

@@ -160,6 +160,34 @@ def test_step_against_reference(size, variant):
     run_both(ops.selective_scan_step, step_arguments(args, -1), mutated=15)
 
 
+def dt_step_arguments(b, d, n, rank, *, dt_scale, seed=0, **variant):
+    """What selective_scan_dt_step takes: the step's, with a product for dt. d is a piece of wider rows."""
+    source = Source(seed + 100)
+    x, x_scale, _, _, *rest = step_arguments(arguments(b, 3, d, n, seed=seed, **variant), 1)
+    scale = {None: None, "tensor": source.scale(around=0.05), "channel": source.scale(d, around=0.05)}[dt_scale]
+    product = [source.int8(b, rank + 6)[:, :rank], source.scale(), source.int8(d, rank), source.scale(d, around=0.01)]
+    return [x, x_scale, *product, scale, *rest]
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (3, 5, 3, 7), (2, 129, 16, 48), (9, 33, 17, 160)])
+@pytest.mark.parametrize("dt_scale", [None, "tensor", "channel"])
+@pytest.mark.parametrize("variant", [{}, {"out": "channel", "scales": "channel"}, {"dtype": torch.float32}])
+def test_dt_step(size, dt_scale, variant):
+    args = dt_step_arguments(*size, dt_scale=dt_scale, **variant)
+    actual = run_both(ops.selective_scan_dt_step, args, mutated=18)
+    # The product in integers, and its rounding, by other means.
+    d, weight = args[2].to(torch.int64), args[4].to(torch.int64)
+    dt = (d @ weight.T).to(torch.float32) * (args[3] * args[5])
+    if dt_scale is not None:
+        dt = torch.from_numpy(round_clip(wide(dt / args[6]))).to(torch.int8)
+    step = [args[0], args[1], dt, args[6], *clone(args)[7:]]
+    assert_close(actual, ops.selective_scan_step(*step))
+
+
+def test_dt_step_registration():
+    check_registration(ops.selective_scan_dt_step, dt_step_arguments(2, 5, 3, 7, dt_scale="channel"))
+
+
 @pytest.mark.parametrize("length", [1, 2, 33, 129])
 def test_prefill_equals_steps_and_split_prefill(length):
     whole = arguments(2, length, 33, 16)

@@ -169,32 +169,4 @@ __global__ void __launch_bounds__(128, sizeof(T) == 1 ? 4 : 1) causal_conv1d_ker
   }
 }
 
-// One step of int8 with four taps of a contiguous state: a thread a channel, whose state is one word.
-template <typename Out>
-__global__ void __launch_bounds__(128) causal_conv1d_word_kernel(const ConvParams p) {
-  const int64_t c = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, b = blockIdx.y;
-  if (c >= p.channels) return;
-  uint32_t* state = reinterpret_cast<uint32_t*>(static_cast<int8_t*>(p.state) + b * p.state_batch) + c;
-  uint32_t taps[4];
-#pragma unroll
-  for (int k = 0; k < 4; ++k) taps[k] = load_bits(p.weight, 4 * c + k);
-  const uint32_t bias_bits = p.bias ? load_bits(p.bias, c) : 0;
-  const uint8_t x = static_cast<const uint8_t*>(p.x)[b * p.x_batch + c * p.x_channel];
-  const uint32_t word = __byte_perm(*state, x, 0x4321);  // the oldest, lowest, goes; x becomes the highest
-  *state = word;
-  float window[4], acc = 0.0f;
-  unpack_bytes(word, window);
-#pragma unroll
-  for (int k = 0; k < 4; ++k) acc = fmaf(from_bits(taps[k], p.weight.type), window[k], acc);
-  // Rounded as the other kernel does, so that a step continues a sequence exactly.
-  const float factor = p.x_scale.or_one(c) * p.weight_scale.or_one(c), bias = from_bits(bias_bits, p.bias.type);
-  const float y = silu(fmaf(acc, factor, bias));
-  Out* out = static_cast<Out*>(p.out) + b * p.channels + c;
-  if constexpr (sizeof(Out) == 1) {
-    *out = static_cast<int8_t>(round_to_byte(y * reciprocal_approx(p.out_scale.or_one(c))) & 0xff);
-  } else {
-    *out = from_float<Out>(y);
-  }
-}
-
 }  // namespace quamba

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "hadamard_bases.h"
+#include "quamba/launch.cuh"
 #include "quamba/types.cuh"
 
 namespace quamba {
@@ -256,6 +257,9 @@ template <int BASE, typename T, typename Out>
 __global__ void __launch_bounds__(hadamard_threads(BASE)) hadamard_kernel(const HadamardParams p) {
   extern __shared__ float shared[];
   const int order = p.power * p.base;
+  let_next_start();
+  if (sizeof(Out) == 1 && threadIdx.x == 0) prefetch(p.scale.data);
+  wait_for_previous();
   const int64_t row = blockIdx.x / p.blocks;
   const int column = static_cast<int>(blockIdx.x % p.blocks) * order;
   const T* x = static_cast<const T*>(p.x) + row * p.row_stride + column * p.column_stride;

@@ -53,9 +53,9 @@ __global__ void __launch_bounds__(32 * kDotWarps) linear_dot_kernel(const Linear
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int64_t n0 = (kSplit ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * kDotWarps + warp) * ROWS;
   const int64_t m0 = static_cast<int64_t>(blockIdx.y) * M;
+  let_next_start();
   if (!kSplit && n0 >= p.columns) return;
   wait_for_previous();
-  let_next_start();
 
   const int8_t* weight[ROWS];
   const int8_t* x[M];

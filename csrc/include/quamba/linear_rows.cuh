@@ -23,12 +23,11 @@ constexpr int kTileRows = 16;  // of the weight, a block
 
 // What the end of a block reads, brought nearer while it computes.
 __device__ __forceinline__ void prefetch_epilogue(const LinearParams& p, int64_t n, int64_t m) {
-  const auto bring = [](const char* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); };
-  if (p.weight_scale.stride) bring(reinterpret_cast<const char*>(p.weight_scale.data + n));
-  if (p.out_scale.stride) bring(reinterpret_cast<const char*>(p.out_scale.data + n));
-  if (p.bias) bring(static_cast<const char*>(p.bias.data) + n * size_of(p.bias.type));
+  if (p.weight_scale.stride) prefetch(p.weight_scale.data + n);
+  if (p.out_scale.stride) prefetch(p.out_scale.data + n);
+  if (p.bias) prefetch(static_cast<const char*>(p.bias.data) + n * size_of(p.bias.type));
   if (p.residual && m < p.rows)
-    bring(static_cast<const char*>(p.residual.data) + (m * p.residual_row + n) * size_of(p.residual.type));
+    prefetch(static_cast<const char*>(p.residual.data) + (m * p.residual_row + n) * size_of(p.residual.type));
 }
 
 template <int GROUPS, int SPLIT>
@@ -36,13 +35,13 @@ __global__ void __launch_bounds__(32 * SPLIT) linear_rows_kernel(const LinearPar
   constexpr int kUnroll = GROUPS == 1 ? 5 : GROUPS == 2 ? 4 : 2;
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, q = lane % 4;
   const int64_t n0 = static_cast<int64_t>(blockIdx.x) * kTileRows;
+  let_next_start();
   if (warp == 0 && lane < kTileRows && n0 + lane < p.columns) {
     constexpr int kRound = 64 * SPLIT * kUnroll;  // bytes of a row that the block's warps load before they compute
     prefetch(p.weight + (n0 + lane) * p.weight_row, p.inner < kRound ? static_cast<uint32_t>(p.inner) : kRound);
   }
   if (warp == 1) prefetch_epilogue(p, n0, lane);
   wait_for_previous();
-  let_next_start();
 
   const int offset = 16 * q < p.inner ? 16 * q : 0;
   const auto weight_row = [&](int64_t n) { return p.weight + (n < p.columns ? n : 0) * p.weight_row + offset; };
