@@ -53,6 +53,9 @@ def units() -> list[Unit]:
     for lanes, states in ((4, 4), (8, 2), (16, 4)):
         defines = (f"-DQUAMBA_LANES={lanes}", f"-DQUAMBA_STATES={states}")
         result.append(Unit("selective_scan_kernel.cu", f"selective_scan_{lanes}_{states}", defines))
+    for lanes in (16, 32):
+        defines = (f"-DQUAMBA_LANES={lanes}",)
+        result.append(Unit("selective_scan_chunks.cu", f"selective_scan_chunks_{lanes}", defines))
     for base in (0, 1, 12, 20, 28, 36, 44, 52, 60):
         result.append(Unit("hadamard_quant_kernel.cu", f"hadamard_quant_{base}", (f"-DQUAMBA_BASE={base}",)))
     result.append(Unit("linear_sm80.cu", "linear_sm80", NO_ASSERTS, only="80"))

@@ -56,6 +56,8 @@ def scan() -> None:
         (5120, 16, 40),
         (20480, 16, 33),
         (9, 40, 65),
+        (44, 16, 530),
+        (1536, 16, 520),
     ):
         wide, narrow = (1, length, channels), (1, length, states)
         x, dt, z, b, c = randint8(*wide), randint8(*wide), randint8(*wide), randint8(*narrow), randint8(*narrow)

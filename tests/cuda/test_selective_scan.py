@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -107,6 +111,36 @@ def test_extremes() -> None:
     args["A"] = torch.full_like(args["A"], -1e-6)
     args["dt_bias"] = torch.zeros_like(args["dt_bias"])
     run(args, state=state_for(args), error=512.0)
+
+
+# The kernel of long int8 sequences takes chunks of 192 or 384 steps, blocks of 4 to 40 channels, and 512 steps or more.
+@pytest.mark.parametrize(("batch", "length", "channels"), [(1, 512, 4), (2, 577, 20), (1, 1151, 1536), (1, 769, 5124)])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+def test_chunks(batch, length, channels, out) -> None:
+    args = arguments(batch=batch, length=length, channels=channels)
+    run(args, scales(channels, mean=0.1) if out == torch.int8 else None, out, state_for(args))
+
+
+@pytest.mark.parametrize("states", [4, 8, 12, 16])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_chunks_with_views(states, gated, per_channel) -> None:
+    args = arguments(length=600, channels=44, states=states, per_channel=per_channel)
+    for name in ("x", "dt", "B", "C", "z"):
+        args[name] = sliced(args[name])
+    if not gated:
+        args["z"] = args["z_scale"] = None
+    run(args, None, torch.float32, None)
+    run(args, scales(mean=0.1), torch.int8, state_for(args))
+
+
+@pytest.mark.parametrize("lanes", ["0", "16", "32"])
+def test_every_number_of_lanes(lanes) -> None:
+    environment = {**os.environ, "QUAMBA_SCAN_LANES": lanes}
+    code = "from tests.cuda.test_selective_scan import arguments, run, state_for; import torch; torch.manual_seed(0)\n"
+    code += "for length in (1, 31, 200, 700):\n"
+    code += "    args = arguments(length=length, channels=72); run(args, None, torch.float32, state_for(args))"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
 def test_long() -> None:
