@@ -31,3 +31,11 @@ class DtypeError(QuambaError, TypeError):
 
 class KernelError(QuambaError, RuntimeError):
     """The kernels for a device are not installed, or cannot run there."""
+
+
+class TaskError(QuambaError, ValueError):
+    """An evaluation task, its template or its data is malformed, or cannot be had here."""
+
+
+class RuntimeConfigError(QuambaError, ValueError):
+    """A setting of quamba.runtime or quamba.bench is unknown or out of range."""

@@ -167,8 +167,22 @@ def factors(size: int, *, dtype: torch.dtype, device: torch.device | str = "cpu"
     With X the block as a (left order, right order) matrix in row-major order, the transform is left X right; `right`
     is symmetric and carries the whole factor 1 / sqrt(base * power), so that `left` holds exact signs.
     """
+    device = torch.device(device)
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return _made_factors(size, dtype, device)
+    return _kept_factors(size, dtype, device)
+
+
+def _made_factors(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     left, right = (torch.from_numpy(signs).to(device=device, dtype=dtype) for signs in _factor_signs(size))
     return left, right / math.sqrt(len(left) * len(right))
+
+
+@lru_cache(maxsize=32)
+def _kept_factors(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kept on the device: no CUDA graph could hold the copy. Not inference tensors, whoever asks first."""
+    with torch.inference_mode(False), torch.no_grad():
+        return _made_factors(size, dtype, device)
 
 
 def transform(x: Tensor) -> Tensor:

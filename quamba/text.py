@@ -1,6 +1,8 @@
 """Text to token ids, and token ids to the windows that calibration runs on."""
 
+import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from quamba.errors import CalibrationError
 
+# [NAME=]FILE[:FIRST:LAST]
+_PART = re.compile(r"(?:([\w.-]+)=)?(.*?)(?::(\d*):(\d*))?", re.DOTALL)
 # What datasets calls the reader of each kind of file; every other file is read as text.
 _TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -37,6 +41,45 @@ def read_ids(tokenizer: Any, path: str | Path) -> Tensor:
         return encode(tokenizer, Path(path).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise CalibrationError(f"found {error} in {str(path)!r}; expected UTF-8 text") from error
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A text file, or a range of its tokens.
+
+    Attributes:
+        name: in results.
+        path: of the file.
+        first, last: the range, last None for the end.
+    """
+
+    name: str
+    path: str
+    first: int = 0
+    last: int | None = None
+
+    @classmethod
+    def parse(cls, argument: str) -> "TextPart":
+        """From [NAME=]FILE[:FIRST:LAST], where either end may be left out; the file's stem is the name by default."""
+        name, path, first, last = _PART.fullmatch(argument).groups()  # type: ignore[union-attr]
+        return cls(name or Path(path).stem, path, int(first or 0), int(last) if last else None)
+
+    @property
+    def whole(self) -> bool:
+        """True without a range."""
+        return self.first == 0 and self.last is None
+
+    def ids(self, tokenizer: Any) -> Tensor:
+        """Token ids int64 (T,).
+
+        Raises:
+            CalibrationError: the file is not UTF-8 text, or has no token in the range.
+            OSError: it cannot be read.
+        """
+        ids = read_ids(tokenizer, self.path)
+        if not ids[self.first : self.last].shape[0]:
+            raise CalibrationError(f"found {ids.shape[0]} tokens in {self.path!r}; expected some from {self.first} on")
+        return ids[self.first : self.last]
 
 
 def windows(ids: Tensor, *, length: int, count: int | None = None) -> Tensor:

@@ -16,8 +16,6 @@ from transformers import (
     AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
 )
 from transformers.utils import logging
 from typer.testing import CliRunner
@@ -26,11 +24,12 @@ import quamba
 from quamba.cli import app
 from quamba.cli.common import size
 from quamba.eval import perplexity
+from quamba.eval.provenance import model_sha256
 from quamba.recipe import QuantSpec
+from quamba.recipes import DEFAULT_RECIPE
 from quamba.text import calibration_sequences, read_ids
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+from quamba.text import windows as calibration_windows
+from tests.shipped import EXAMPLES, TOKENIZER_FILES, save_small_model, text_of
 
 
 @pytest.fixture(autouse=True)
@@ -45,20 +44,13 @@ def verbosity() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text((EXAMPLES / "texts" / "evaluation.txt").read_text(encoding="utf-8")[:3000], encoding="utf-8")
+    path.write_text(text_of(3000), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small random model with the tokenizer of the demonstration model."""
-    folder = tmp_path_factory.mktemp("models") / "float"
-    torch.manual_seed(0)
-    config = MambaConfig(vocab_size=4096, hidden_size=24, num_hidden_layers=2, state_size=4, tie_word_embeddings=True)
-    MambaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    for name in TOKENIZER_FILES:
-        shutil.copy(EXAMPLES / "mamba-books" / name, folder)
-    return folder
+    return save_small_model(tmp_path_factory.mktemp("models") / "float")
 
 
 @pytest.fixture(scope="module")
@@ -153,15 +145,75 @@ def test_quantize_replaces_a_quantized_model_and_no_other(model: Path, quantized
 def test_eval_is_the_perplexity(kind: str, model: Path, quantized: Path, text: Path) -> None:
     folder = model if kind == "float" else quantized
     options = ("--context", 48, "--stride", 20, "--limit", 3, "--batch-size", 2)
-    found = one_line(run("eval", folder, "--text", text, *options, "--json"))
+    found = one_line(run("eval", folder, "--text", f"mine={text}", "--text", f"{text}:100:", *options, "--json"))
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     expected = perplexity(loaded, ids_of(model, text)[:88], context=48, stride=20, batch_size=2)
-    assert found["perplexity"] == expected.perplexity
-    assert found["nll"] == expected.nll
-    assert (found["tokens"], found["windows"], found["context"], found["stride"]) == (87, 3, 48, 20)
+    first, second = found["texts"]
+    assert (first["name"], second["name"]) == ("mine", "text")
+    assert first["perplexity"] == expected.perplexity
+    assert first["nll"] == expected.nll
+    assert (first["tokens"], first["windows"], first["context"], first["stride"]) == (87, 3, 48, 20)
+    deviation = expected.window_nll - expected.nll
+    share = expected.window_tokens / 87
+    assert first["nll_stderr"] == pytest.approx(float((share * deviation).square().sum() * 3 / 2) ** 0.5)
+    other = perplexity(loaded, ids_of(model, text)[100:188], context=48, stride=20, batch_size=2)
+    assert second["perplexity"] == other.perplexity
+    assert found["model_sha256"] == model_sha256(loaded)
+    assert found["recipe"] == (None if kind == "float" else DEFAULT_RECIPE)
+    assert {"date", "hardware", "seeds"} <= set(found)
     plain = run("eval", folder, "--text", text, *options)
-    assert f"perplexity {expected.perplexity:.4f}\n" in plain.stdout
+    assert f" {expected.perplexity:.4f} ± " in plain.stdout
     assert plain.stderr == ""
+
+
+def test_eval_scores_tasks(model: Path, text: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'quamba[eval]'")
+    rows = [{"text": text_of(80, start=start)} for start in range(0, 500, 100)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = f"{EXAMPLES}/tasks/last_word.json={tmp_path}/rows.jsonl"
+    found = one_line(run("eval", model, "--task", task, "--limit", 4, "--json"))
+    assert found["texts"] == []
+    (scored,) = found["tasks"]
+    assert (scored["name"], scored["documents"], scored["batch_size"]) == ("last_word", 4, 8)
+    assert set(scored["metrics"]) == {"acc", "perplexity"}
+    assert "last_word" in run("eval", model, "--task", task, "--text", text, "--limit", 2).stdout
+
+
+def test_compare(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--calib", f"{text}:0:200", "--text", f"books={text}:200:", "--samples", 3, "--seq-len", 32)
+    sizes = ("--context", 40, "--limit", 5, "--keep", "layers.0.dt")
+    first = run("compare", model, "--recipes", "naive,dynamic", *options, *sizes, "--markdown")
+    assert first.exit_code == 0, first.stderr
+    assert [line.split("|")[1].strip() for line in first.stdout.splitlines()] == [
+        "recipe",
+        "---",
+        "float",
+        "naive",
+        "dynamic",
+    ]
+    assert first.stderr.count("done") == 3
+    state = tmp_path / f"quamba-compare-{model.name}.json"
+    assert state.is_file()
+
+    again = run("compare", model, "--recipes", "naive,quamba-c", *options, *sizes, "--json")
+    assert again.stderr.count("done") == 1
+    found = one_line(again)
+    assert [line["recipe"] for line in found["lines"]] == ["float", "naive", "quamba-c"]
+    original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    assert found["model_sha256"] == model_sha256(original)
+    ids = ids_of(model, text)
+    data = calibration_windows(ids[:200], length=32, count=3)
+    quamba.quantize(original, list(data), "quamba-c", keep=["layers.0.dt"])
+    expected = perplexity(original, ids[200:400], context=40)
+    assert found["lines"][2]["texts"]["books"]["perplexity"] == pytest.approx(expected.perplexity, rel=1e-6)
+
+    changed = run("compare", model, "--recipes", "naive", *options, "--context", 32)
+    assert (changed.exit_code, changed.stdout) == (1, "")
+    assert "a comparison with other context, keep, limit" in changed.stderr
+    anew = run("compare", model, "--recipes", "dynamic", *options, "--context", 32, "--restart")
+    assert "dynamic" in anew.stdout
+    assert len(json.loads(state.read_text())["trials"]) == 2
 
 
 def test_generate_continues_the_prompt(quantized: Path) -> None:
@@ -209,6 +261,13 @@ def test_inspect(model: Path, quantized: Path) -> None:
         ("quantize", "model", "out", "--dtype", "int8"),
         ("eval", "model"),
         ("eval", "model", "--text", "absent.txt"),
+        ("eval", "model", "--text", __file__, "--batch-size", "0"),
+        ("eval", "model", "--text", __file__, "--text", __file__),
+        ("eval", "model", "--task", "absent.json=data"),
+        ("eval", "model", "--task", "piqa", "--task", "piqa"),
+        ("compare", "model", "--recipes", "naive"),
+        ("compare", "model", "--recipes", "none-such", "--text", __file__),
+        ("compare", "model", "--text", __file__, "--json", "--markdown"),
         ("eval", "model", "--text", __file__, "--context", "1"),
         ("eval", "model", "--text", __file__, "--context", "8", "--stride", "9"),
         ("generate", "model"),
@@ -255,6 +314,14 @@ FAILURES: dict[str, tuple[Case, str]] = {
     "a truncated checkpoint": (truncated, "model.safetensors"),
     "another architecture": (foreign, "'llama'"),
     "a broken config": (not_json, "not JSON"),
+    "compare without a calibration": (
+        lambda m, q, s: ("compare", m, "--text", __file__, "--state", s / "state.json", "--recipes", "naive"),
+        "--calib",
+    ),
+    "compare a quantized model": (
+        lambda m, q, s: ("compare", q, "--text", __file__, "--state", s / "state.json"),
+        "the float model",
+    ),
     "an empty prompt": (lambda m, q, s: ("generate", m, "--prompt", ""), "without tokens"),
 }
 
@@ -296,7 +363,7 @@ def test_as_a_process_stdout_is_the_result_and_stderr_is_empty(quantized: Path, 
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["windows"] == 1
+    assert json.loads(done.stdout)["texts"][0]["windows"] == 1
     done = subprocess.run([*program, "inspect", "./absent"], capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "quamba: found no folder './absent'; expected a local folder with a model, or a hub name\n"

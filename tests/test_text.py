@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from quamba.errors import CalibrationError
-from quamba.text import calibration_sequences, encode, read_ids, sequences_of_rows, windows
+from quamba.text import TextPart, calibration_sequences, encode, read_ids, sequences_of_rows, windows
 
 
 @pytest.fixture
@@ -125,3 +125,30 @@ def test_missing_source_raises(tokenizer: Any, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(CalibrationError, match="no text file, table, dataset folder"):
         calibration_sequences(str(tmp_path / "absent.txt"), tokenizer, length=4, count=3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("dir/book.txt", ("book", "dir/book.txt", 0, None)),
+        ("a=dir/book.txt", ("a", "dir/book.txt", 0, None)),
+        ("book.txt:10:20", ("book", "book.txt", 10, 20)),
+        ("a-b.c=book.txt::20", ("a-b.c", "book.txt", 0, 20)),
+        ("book.txt:10:", ("book", "book.txt", 10, None)),
+        ("odd:name.txt", ("odd:name", "odd:name.txt", 0, None)),
+        ("./x=y.txt:1:2", ("x=y", "./x=y.txt", 1, 2)),
+    ],
+)
+def test_part_of_a_text(argument: str, expected: tuple[str, str, int, int | None]) -> None:
+    part = TextPart.parse(argument)
+    assert (part.name, part.path, part.first, part.last) == expected
+    assert part.whole == (expected[2:] == (0, None))
+
+
+def test_part_reads_a_range_of_tokens(tokenizer: Any, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(words(1, 9))
+    assert TextPart("t", str(path), 2, 5).ids(tokenizer).tolist() == [3, 4, 5]
+    assert TextPart("t", str(path), 6).ids(tokenizer).tolist() == [7, 8]
+    with pytest.raises(CalibrationError, match="found 8 tokens"):
+        TextPart("t", str(path), 8).ids(tokenizer)

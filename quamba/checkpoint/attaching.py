@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from quamba.checkpoint.saving import MAX_SHARD_SIZE, save
 from quamba.errors import CheckpointError
 from quamba.quantization import Quantization
+from quamba.runtime.generation import generate
 
 # What transformers' save_pretrained also takes, and the values with which that asks for nothing.
 _NOTHING = {
@@ -25,7 +26,8 @@ _NOTHING = {
 
 
 def attach(model: nn.Module, quantization: Quantization) -> None:
-    """Say in the model how it was quantized: `model.quantization`, the config, and a `save_pretrained` of ours.
+    """Say in the model how it was quantized: `model.quantization`, the config, a `save_pretrained` and, for
+    transformers' models, a `generate` of ours.
 
     Args:
         model: holds our mixers.
@@ -39,6 +41,7 @@ def attach(model: nn.Module, quantization: Quantization) -> None:
     # On the instance: the class belongs to others. A bound method, so that a deep copy saves itself.
     attributes.save_pretrained = MethodType(save_pretrained, model)
     if isinstance(model, PreTrainedModel):
+        attributes.generate = MethodType(generate, model)
         adopt(model, quantization)
 
 

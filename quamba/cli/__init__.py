@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from quamba.cli.analyze import analyze
+from quamba.cli.bench import bench
+from quamba.cli.compare import compare
 from quamba.cli.evaluate import evaluate
 from quamba.cli.generate import generate
 from quamba.cli.inspect import inspect
@@ -22,8 +25,11 @@ app = typer.Typer(
 )
 app.command("quantize")(quantize)
 app.command("eval")(evaluate)
+app.command("analyze")(analyze)
+app.command("compare")(compare)
 app.command("generate")(generate)
 app.command("inspect")(inspect)
+app.command("bench")(bench)
 
 
 def _version(wanted: bool) -> None:

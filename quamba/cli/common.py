@@ -14,7 +14,9 @@ import typer
 from rich.console import Console
 
 from quamba.checkpoint import load
-from quamba.errors import QuambaError
+from quamba.errors import QuambaError, RecipeError
+from quamba.recipe import QuantSpec, Recipe
+from quamba.recipes import get_recipe
 
 
 class Dtype(str, Enum):
@@ -116,6 +118,26 @@ def load_model(name: str, *, dtype: Dtype | None, device: str) -> Any:
         return load(folder, device=device, dtype=None if dtype is None else dtype.as_torch)
     model = AutoModelForCausalLM.from_pretrained(name, dtype="auto" if dtype is None else dtype.as_torch)
     return model.to(device).eval()
+
+
+def chosen_recipe(name: str) -> Recipe:
+    """One of RECIPES by its name, or a JSON file with a recipe."""
+    try:
+        return Recipe.from_json(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else get_recipe(name)
+    except (RecipeError, OSError) as error:
+        raise typer.BadParameter(str(error), param_hint="--recipe") from error
+
+
+def chosen_percentile(text: str | None) -> float | str | None:
+    """Where x is clipped: a fraction, "search", or None for what the recipe says."""
+    if text is None or text == "search":
+        return text
+    try:
+        return QuantSpec("tensor", "percentile", float(text)).percentile
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"found {text!r}; expected a fraction in (0.5, 1], such as 0.9999, or 'search'", param_hint="--percentile"
+        ) from error
 
 
 def load_tokenizer(name: str) -> Any:

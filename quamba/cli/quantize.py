@@ -11,6 +11,8 @@ from quamba.cli.common import (
     DebugOption,
     DeviceOption,
     DtypeOption,
+    chosen_percentile,
+    chosen_recipe,
     folder_bytes,
     is_quantized,
     load_model,
@@ -19,9 +21,8 @@ from quamba.cli.common import (
     reporting,
     size,
 )
-from quamba.errors import QuambaError, RecipeError
-from quamba.recipe import QuantSpec, Recipe
-from quamba.recipes import DEFAULT_RECIPE, RECIPES, get_recipe
+from quamba.errors import QuambaError
+from quamba.recipes import DEFAULT_RECIPE, RECIPES
 from quamba.text import calibration_sequences
 
 
@@ -56,7 +57,7 @@ def quantize(
     debug: DebugOption = False,
 ) -> None:
     """Quantize MODEL and save it, with its tokenizer, in OUT."""
-    chosen, level = _recipe(recipe), _percentile(percentile)
+    chosen, level = chosen_recipe(recipe), chosen_percentile(percentile)
     with reporting(debug=debug):
         _check_out(model, out)
         loaded = load_model(model, dtype=dtype, device=device)
@@ -75,24 +76,6 @@ def quantize(
         before = folder_bytes(Path(model))
         change = f", {size(before)} before" if before else ""
         message(f"{out}: recipe {chosen.name}, {size(folder_bytes(out))}{change}, quantized in {seconds:.1f} s")
-
-
-def _recipe(name: str) -> Recipe:
-    try:
-        return Recipe.from_json(Path(name).read_text(encoding="utf-8")) if name.endswith(".json") else get_recipe(name)
-    except (RecipeError, OSError) as error:
-        raise typer.BadParameter(str(error), param_hint="--recipe") from error
-
-
-def _percentile(text: str | None) -> float | str | None:
-    if text is None or text == "search":
-        return text
-    try:
-        return QuantSpec("tensor", "percentile", float(text)).percentile
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"found {text!r}; expected a fraction in (0.5, 1], such as 0.9999, or 'search'", param_hint="--percentile"
-        ) from error
 
 
 def _check_out(model: str, out: Path) -> None:

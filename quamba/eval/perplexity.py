@@ -10,7 +10,6 @@ The last window may be shorter than the others; it counts as long as it has a to
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quamba.errors import QuambaError
+from quamba.nn.named import device_of
 from quamba.progress import track
 
 
@@ -42,6 +42,11 @@ class Perplexity:
     def nll(self) -> float:
         """Mean over all scored tokens."""
         return float((self.window_nll * self.window_tokens).sum()) / self.tokens
+
+    @property
+    def nll_stderr(self) -> float:
+        """Standard error of nll, from the windows; NaN for a single one."""
+        return _weighted_stderr(self.window_nll, self.window_tokens)
 
     @property
     def perplexity(self) -> float:
@@ -75,12 +80,7 @@ class Comparison:
     @property
     def nll_difference_stderr(self) -> float:
         """Standard error of nll_difference, from the paired differences of the windows; NaN for a single window."""
-        count = self.model.window_tokens.shape[0]
-        if count < 2:
-            return math.nan
-        weight = self.model.window_tokens.to(torch.float64) / self.model.tokens
-        deviation = self.model.window_nll - self.reference.window_nll - self.nll_difference
-        return math.sqrt(float((weight * deviation).square().sum()) * count / (count - 1))
+        return _weighted_stderr(self.model.window_nll - self.reference.window_nll, self.model.window_tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,6 +211,16 @@ def compare(
     )
 
 
+def _weighted_stderr(values: Tensor, weights: Tensor) -> float:
+    """Of the weighted mean of (W,) independent values; NaN for a single one."""
+    count = weights.shape[0]
+    if count < 2:
+        return math.nan
+    share = weights.to(torch.float64) / weights.sum()
+    deviation = values - (share * values).sum()
+    return math.sqrt(float((share * deviation).square().sum()) * count / (count - 1))
+
+
 def _token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """logits (n, V), targets (n,) -> float64 (n,); log-softmax in float32."""
     return F.cross_entropy(logits.to(torch.float32), targets, reduction="none").to(torch.float64)
@@ -254,7 +264,7 @@ def _windows(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(logits (n, V), targets (n,)) of each window's scored tokens."""
     spans = _spans(input_ids, context=context, stride=stride)
-    device = next(chain(model.parameters(), model.buffers())).device
+    device = device_of(model)
     rows = getattr(getattr(model, "config", None), "vocab_size", None)
     if rows is not None and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < rows:
         raise QuambaError(

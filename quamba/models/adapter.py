@@ -5,7 +5,7 @@ To add a family with a Mamba-1 mixer, write one file in quamba/models with a sub
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -74,6 +74,13 @@ class Adapter(ABC):
     @abstractmethod
     def run_backbone(self, model: nn.Module, input_ids: Tensor, mask: Tensor | None) -> Tensor:
         """The hidden states (B, L, E) that the head reads, without computing logits."""
+
+    def tail(self, model: nn.Module) -> Callable[[Tensor], Tensor] | None:
+        """What makes logits (..., V) of the residual stream (..., E) behind the last block, without holding the model.
+
+        None where the model is more than an embedding, our blocks in a row, and these: its own forward then runs it.
+        """
+        return None
 
     def absorbed(self, layer: int) -> list[str]:
         """Modules outside the replaced one whose work the mixer takes over; a pass-through stands in for them."""

@@ -1,5 +1,6 @@
 """Our recurrent state inside transformers' caches (transformers 5.17 to 5.23 keep the same layer fields)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +43,42 @@ def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerSt
         entry.lazy_initialization(recurrent_states=fresh.ssm)
     entry.has_previous_state[0] = True
     return MixerState(conv=entry.conv_states[0], ssm=entry.recurrent_states[0])
+
+
+def bind(cache: Any, layer: int, state: MixerState) -> None:
+    """Make one layer of an unused transformers cache keep its state in the given tensors, not in some of its own."""
+    entry: Any = cache.layers[layer]
+    # Empty ones, so that the cache notes dtype and device and that there are states.
+    entry.lazy_initialization(conv_states=state.conv[:0])
+    entry.lazy_initialization(recurrent_states=state.ssm[:0])
+    entry.conv_states[0], entry.recurrent_states[0] = state.conv, state.ssm
+
+
+def unbind(cache: Any, layer: int) -> None:
+    """Give one layer of a transformers cache tensors of its own, with the same values."""
+    entry: Any = cache.layers[layer]
+    entry.conv_states[0], entry.recurrent_states[0] = entry.conv_states[0].clone(), entry.recurrent_states[0].clone()
+
+
+def unused(cache: Any, layer: int) -> bool:
+    """True for a layer of a transformers cache that can take a state and has none yet."""
+    entries = getattr(cache, "layers", ())
+    entry: Any = entries[layer] if layer < len(entries) else None
+    return (
+        hasattr(entry, "conv_states")
+        and not entry.record_past
+        and not any((*entry.is_conv_states_initialized.values(), *entry.is_recurrent_states_initialized.values()))
+    )
+
+
+def bound(cache: Any, layers: Mapping[int, MixerState]) -> bool:
+    """True where a transformers cache keeps the states of these layers in the given tensors still."""
+    entries = cache.layers
+    for layer, state in layers.items():
+        entry = entries[layer]
+        if entry.conv_states[0] is not state.conv or entry.recurrent_states[0] is not state.ssm or entry.record_past:
+            return False
+    return True
 
 
 def padding_mask(mask: Tensor | None, hidden: Tensor) -> Tensor | None:

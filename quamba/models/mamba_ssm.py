@@ -1,5 +1,6 @@
 """mamba-ssm's MambaLMHeadModel with Mamba-1 layers: the shell replaces the whole Block."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -117,6 +118,18 @@ class MambaSsmAdapter(Adapter):
             )
         out: Tensor = model.backbone(input_ids)  # type: ignore[operator]
         return out
+
+    def tail(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        norm, head = model.get_submodule(self.final_norm(model)), model.get_submodule(self.head(model))
+        # The fused norm reads the stream as it is, the plain one in the dtype of its weight.
+        fused, weight = bool(getattr(model.backbone, "fused_add_norm", False)), norm.weight
+        dtype: Any = weight.dtype
+
+        def logits(stream: Tensor) -> Tensor:
+            found: Tensor = head(norm(stream if fused else stream.to(dtype)))
+            return found
+
+        return logits
 
     def tied(self, model: nn.Module) -> bool:
         return bool(getattr(model.config, "tie_embeddings", False))

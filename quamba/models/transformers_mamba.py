@@ -1,5 +1,6 @@
 """transformers' MambaForCausalLM and FalconMambaForCausalLM: the shell replaces the whole block."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,6 +62,16 @@ class MambaAdapter(Adapter):
     def run_backbone(self, model: nn.Module, input_ids: Tensor, mask: Tensor | None) -> Tensor:
         out: Tensor = model.backbone(input_ids, attention_mask=mask, use_cache=False)[0]  # type: ignore[operator]
         return out
+
+    def tail(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        norm, head = model.get_submodule(self.final_norm(model)), model.get_submodule(self.head(model))
+        dtype = head.weight.dtype
+
+        def logits(stream: Tensor) -> Tensor:
+            found: Tensor = head(norm(stream).to(dtype))
+            return found.float()
+
+        return logits
 
     def after_install(self, model: nn.Module) -> None:
         drop_ties(model)

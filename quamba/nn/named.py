@@ -1,5 +1,8 @@
 """Dotted names inside a module tree: look a tensor up, put one there, swap a submodule."""
 
+from itertools import chain
+
+import torch
 from torch import Tensor, nn
 
 
@@ -44,3 +47,8 @@ class PassThrough(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(...) -> the same."""
         return hidden
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's tensors are: the first of its parameters, or of its buffers."""
+    return next(chain(module.parameters(), module.buffers())).device

@@ -12,6 +12,7 @@ from quamba.errors import QuambaError
 from quamba.nn.config import BlockConfig, MixerState, traceable
 from quamba.nn.linear import QuantizedLinear
 from quamba.nn.route import Route
+from quamba.ops.mixers_step import CUDA_TOKENS, served
 from quamba.recipe import BlockFormat, QuantSpec
 
 # Sites whose scale is a vector where the recipe says "channel", and its length.
@@ -161,7 +162,10 @@ class QuantizedMixer(nn.Module):
         """Gather the arguments of the one-token op once: reading thirty buffers takes longer than some of the ops."""
         self.step_arguments: tuple[Any, ...] | None = None
         route, c = self.route, self.config
-        if not (self.ready and route.one_step and ops.mixer_step.serves(self.A.device)):
+        if not (self.ready and route.one_step):
+            return
+        sizes = {"d_model": c.d_model, "d_inner": c.d_inner, "d_state": c.d_state, "dt_rank": c.dt_rank}
+        if not served(self.A.device, **sizes, rotate=route.rotate_g):
             return
         learned = c.dbc_norm == "learned"
         self.step_arguments = (
@@ -253,7 +257,8 @@ class QuantizedMixer(nn.Module):
         step = state is not None and hidden.shape[1] == 1 and mask is None
         if step:
             hidden = hidden[:, 0]
-            if state is not None and self.step_arguments is not None:
+            few = not hidden.is_cuda or hidden.shape[0] <= CUDA_TOKENS
+            if state is not None and few and self.step_arguments is not None:
                 out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
                 token: Tensor = ops.mixer_step(hidden, *self.step_arguments, out_dtype, state.conv, state.ssm)
                 return token[:, None]

@@ -9,8 +9,9 @@ from quamba.ops.hadamard_inverse import hadamard_inverse
 from quamba.ops.hadamard_quant import hadamard, hadamard_quant
 from quamba.ops.linear import linear
 from quamba.ops.mixer_step import mixer_step
+from quamba.ops.mixers_step import mixers_step
 from quamba.ops.quantize import quantize, quantize_per_token
-from quamba.ops.registry import OPS, Op, reference
+from quamba.ops.registry import OPS, Op, reference, references_forced
 from quamba.ops.rms_norm_quant import rms_norm_quant
 from quamba.ops.selective_scan import selective_scan, selective_scan_step
 
@@ -27,9 +28,11 @@ __all__ = [
     "hadamard_quant",
     "linear",
     "mixer_step",
+    "mixers_step",
     "quantize",
     "quantize_per_token",
     "reference",
+    "references_forced",
     "rms_norm_quant",
     "selective_scan",
     "selective_scan_step",

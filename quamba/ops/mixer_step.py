@@ -1,6 +1,6 @@
 """mixer_step: one token per sequence through a whole block whose sites are all static int8, in one call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +163,39 @@ def mixer_step_cpu(hidden: Tensor, *arguments: Any) -> Tensor:
     return _composed(_CPU, hidden, *arguments) if out is None else out
 
 
+# Where the arguments after hidden, up to residual, go in mixers_step: floats, flags, and tensors, which are the others.
+NORM_EPS, DBC_EPS, ROTATE, RESIDUAL = 1, 18, 26, 31
+TENSORS, FLOATS, FLAGS = 28, 2, 3
+
+
+def packed(blocks: Sequence[tuple[Any, ...]]) -> tuple[list[Tensor | None], list[float], list[int]]:
+    """The blocks' arguments as `mixers_step` takes them.
+
+    Args:
+        blocks: for each block the arguments of `mixer_step` from norm_weight to residual.
+
+    Returns:
+        Tensors, floats and flags, block after block.
+    """
+    tensors: list[Tensor | None] = []
+    floats: list[float] = []
+    flags: list[int] = []
+    for block in blocks:
+        dbc_eps = block[DBC_EPS]
+        tensors += [a for i, a in enumerate(block) if i not in (NORM_EPS, DBC_EPS, ROTATE, RESIDUAL)]
+        floats += [block[NORM_EPS], 0.0 if dbc_eps is None else dbc_eps]
+        flags += [dbc_eps is not None, block[ROTATE], block[RESIDUAL]]
+    return tensors, floats, [int(flag) for flag in flags]
+
+
+def mixer_step_cuda(hidden: Tensor, *arguments: Any) -> Tensor:
+    """A stack of one block."""
+    *block, out_dtype, conv_state, ssm_state = arguments
+    lists = packed([tuple(block)])
+    out: Tensor = torch.ops.quamba.mixers_step.default(hidden, *lists, out_dtype, [conv_state], [ssm_state])
+    return out
+
+
 mixer_step = register(
     "mixer_step",
     "(Tensor hidden, Tensor norm_weight, float norm_eps, Tensor u_scale, Tensor in_weight, Tensor in_weight_scale,"
@@ -175,4 +208,5 @@ mixer_step = register(
     reference=mixer_step_reference,
     fake=mixer_step_fake,
     cpu=mixer_step_cpu,
+    cuda=mixer_step_cuda,
 )

@@ -96,6 +96,11 @@ def float64_in(reference: Callable[..., Any], cpu: Callable[..., Any]) -> Callab
     return implementation
 
 
+def references_forced() -> bool:
+    """True inside `with quamba.ops.reference():`."""
+    return bool(_reference_depth) and _FORCE_REFERENCE.get()
+
+
 @contextlib.contextmanager
 def reference() -> Iterator[None]:
     """Inside this context every quamba op runs its plain PyTorch reference, on any device."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from quamba.nn.named import PassThrough, assign, lookup, swap
+from quamba.nn.named import PassThrough, assign, device_of, lookup, swap
 
 
 def test_assign_makes_the_holders_and_lookup_finds_the_tensor() -> None:
@@ -36,3 +36,10 @@ def test_swap_replaces_in_place_and_gives_the_old_module_back() -> None:
     assert [name for name, _ in model[1].named_children()] == ["0", "1"]
     value = torch.randn(3, 2)
     assert model[1][0](value) is value
+
+
+def test_device_of_parameters_or_buffers() -> None:
+    buffered = nn.Sequential(nn.ReLU(), nn.BatchNorm1d(2, affine=False))
+    for module in (nn.Linear(2, 2), buffered):
+        assert device_of(module) == torch.device("cpu")
+        assert device_of(module.to("meta")) == torch.device("meta")

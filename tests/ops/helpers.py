@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from quamba import ops
 
@@ -30,8 +31,8 @@ class Source:
 
 
 def clone(args: Sequence[Any]) -> list[Any]:
-    """The same arguments with fresh storages; strides and offsets are kept."""
-    return [_clone(value) if isinstance(value, Tensor) else value for value in args]
+    """The same arguments with fresh storages, also within lists; strides and offsets are kept."""
+    return [clone(a) if isinstance(a, list) else _clone(a) if isinstance(a, Tensor) else a for a in args]
 
 
 def _clone(value: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ def check_registration(op: ops.Op, args: Sequence[Any]) -> None:
     """torch.library.opcheck; shapes and dtypes on meta; a compiled function gives what the plain one gives."""
     torch.library.opcheck(op.overload, tuple(clone(args)))
     plain = op(*clone(args))
-    meta = op(*[a.to("meta") if isinstance(a, Tensor) else a for a in args])
+    meta = op(*pytree.tree_map_only(Tensor, lambda t: t.to("meta"), tuple(args)))
     torch.compiler.reset()
     compiled = torch.compile(lambda *a: op(*a), fullgraph=True, backend="aot_eager")(*clone(args))
     outputs = zip(*[out if isinstance(out, tuple) else (out,) for out in (plain, meta, compiled)], strict=True)

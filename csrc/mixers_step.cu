@@ -1,0 +1,236 @@
+// quamba::mixers_step on CUDA: checks, the plan of shared memory, launches.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "mixers_step_kernel.h"
+#include "op.h"
+#include "quamba/mixers_step_plan.h"
+
+namespace quamba {
+namespace {
+
+constexpr int kTensors = 28, kFloats = 2, kFlags = 3;  // of each block, in the lists
+
+// The tensors of one block, taken in their order.
+class Arguments {
+ public:
+  Arguments(const Tensor& like, const std::vector<OptionalTensor>& tensors, size_t block)
+      : like_(like), next_(tensors.data() + block * kTensors) {}
+
+  // An int8 matrix with contiguous, aligned rows.
+  const int8_t* matrix(int64_t rows, int64_t columns, const char* what) {
+    const Tensor& t = given(what);
+    QUAMBA_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && t.scalar_type() == ScalarType::Char &&
+                     t.is_contiguous() && aligned(t.data_ptr(), 16),
+                 what, " has shape ", shape_of(t), "; expected contiguous int8 (", rows, ", ", columns,
+                 "), aligned to 16 bytes");
+    return static_cast<const int8_t*>(t.data_ptr());
+  }
+  const float* scale(int64_t size, int* stride, const char* what) {
+    const Scale scale = scale_of(given(what), size, like_, what);
+    *stride = scale.stride;
+    return scale.data;
+  }
+  const float* optional_scale(int64_t size, int* stride, const char* what) {
+    return *next_ ? scale(size, stride, what) : (++next_, nullptr);
+  }
+  const float* number(const char* what) {
+    int stride = 0;
+    const float* data = scale(1, &stride, what);
+    return data;
+  }
+  const float* numbers(int64_t size, const char* what) {
+    int stride = 0;
+    const float* data = scale(size, &stride, what);
+    QUAMBA_CHECK(size == 1 || stride == 1, what, " is one number; expected (", size, ",)");
+    return data;
+  }
+  const float* float_matrix(int64_t rows, int64_t columns, const char* what) {
+    const Tensor& t = given(what);
+    QUAMBA_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && t.scalar_type() == ScalarType::Float &&
+                     t.is_contiguous(),
+                 what, " has shape ", shape_of(t), "; expected contiguous float32 (", rows, ", ", columns, ")");
+    return static_cast<const float*>(t.data_ptr());
+  }
+  const void* vector(int64_t size, Type* type, const char* what) {
+    const AnyVector v = vector_of(given(what), size, like_, what);
+    QUAMBA_CHECK(v.type != Type::kInt8 && aligned(v.data, 4), what,
+                 " is int8 or not aligned to 4 bytes; expected a float dtype, or a clone of it");
+    *type = v.type;
+    return v.data;
+  }
+  const void* optional_vector(int64_t size, Type* type, const char* what) {
+    return *next_ ? vector(size, type, what) : (++next_, nullptr);
+  }
+
+ private:
+  const Tensor& given(const char* what) {
+    QUAMBA_CHECK(next_->has_value(), what, " is missing");
+    const Tensor& t = **next_++;
+    check_device(t, like_, what);
+    return t;
+  }
+
+  const Tensor& like_;
+  const OptionalTensor* next_;
+};
+
+struct Block {
+  StackFormat format;
+  StackBlock block;
+};
+
+Block block_of(const Tensor& hidden, const std::vector<OptionalTensor>& tensors, const std::vector<double>& floats,
+               const std::vector<int64_t>& flags, const Tensor& conv_state, const Tensor& ssm_state, size_t i) {
+  const int64_t batch = hidden.size(0), model = hidden.size(1);
+  QUAMBA_CHECK(ssm_state.dim() == 3 && conv_state.dim() == 3, "found states of shapes ", shape_of(conv_state), " and ",
+               shape_of(ssm_state), "; expected (B, D, K) and (B, D, N)");
+  const int64_t inner = ssm_state.size(1), states = ssm_state.size(2), width = conv_state.size(2);
+  const OptionalTensor& dt_weight = tensors[i * kTensors + 18];
+  QUAMBA_CHECK(dt_weight && dt_weight->dim() == 2, "dt_weight is missing or no matrix; expected (D, R)");
+  const int64_t rank = dt_weight->size(1), sums = rank + 2 * states;
+  Block result;
+  std::memset(&result, 0, sizeof result);  // formats are compared byte by byte
+  StackFormat& f = result.format;
+  StackBlock& b = result.block;
+  f.model = static_cast<int>(model), f.inner = static_cast<int>(inner), f.states = static_cast<int>(states);
+  f.width = static_cast<int>(width), f.rank = static_cast<int>(rank);
+  b.norm_eps = static_cast<float>(floats[i * kFloats]), b.dbc_eps = static_cast<float>(floats[i * kFloats + 1]);
+  f.norm_dbc = flags[i * kFlags], f.rotate = flags[i * kFlags + 1], f.residual = flags[i * kFlags + 2];
+
+  Arguments a(hidden, tensors, i);
+  b.norm_weight = a.vector(model, &f.norm_weight, "norm_weight");
+  QUAMBA_CHECK(aligned(b.norm_weight, 16), "norm_weight is not aligned to 16 bytes; pass a clone of it");
+  b.u_scale = a.number("u_scale");
+  b.in_weight = a.matrix(2 * inner, model, "in_weight");
+  b.in_weight_scale = a.scale(2 * inner, &f.in_weight_scale, "in_weight_scale");
+  b.in_bias = a.optional_vector(2 * inner, &f.in_bias, "in_bias");
+  b.xz_scale = a.numbers(2 * inner, "xz_scale");
+  b.conv_weight = a.matrix(inner, width, "conv_weight");
+  b.conv_weight_scale = a.scale(inner, &f.conv_weight_scale, "conv_weight_scale");
+  b.conv_bias = a.optional_vector(inner, &f.conv_bias, "conv_bias");
+  b.x_scale = a.scale(inner, &f.x_scale, "x_scale");
+  b.x_weight = a.matrix(sums, inner, "x_weight");
+  b.x_weight_scale = a.scale(sums, &f.x_weight_scale, "x_weight_scale");
+  b.x_in_scale = a.number("x_in_scale");
+  b.x_scan_scale = a.scale(inner, &f.x_scan_scale, "x_scan_scale");
+  b.d_norm_weight = a.optional_vector(rank, &f.dbc_norm_weight, "d_norm_weight");
+  b.B_norm_weight = a.optional_vector(states, &f.dbc_norm_weight, "B_norm_weight");
+  b.C_norm_weight = a.optional_vector(states, &f.dbc_norm_weight, "C_norm_weight");
+  b.dbc_scale = a.numbers(sums, "dbc_scale");
+  b.dt_weight = a.matrix(inner, rank, "dt_weight");
+  b.dt_weight_scale = a.scale(inner, &f.dt_weight_scale, "dt_weight_scale");
+  b.dt_scale = a.optional_scale(inner, &f.dt_scale, "dt_scale");
+  b.dt_bias = a.vector(inner, &f.dt_bias, "dt_bias");
+  b.A = a.float_matrix(inner, states, "A");
+  b.D = a.vector(inner, &f.D, "D");
+  b.g_scale = a.number("g_scale");
+  b.out_weight = a.matrix(model, inner, "out_weight");
+  b.out_weight_scale = a.scale(model, &f.out_weight_scale, "out_weight_scale");
+  b.out_bias = a.optional_vector(model, &f.out_bias, "out_bias");
+
+  check_device(conv_state, hidden, "conv_state");
+  check_device(ssm_state, hidden, "ssm_state");
+  QUAMBA_CHECK(conv_state.size(0) == batch && conv_state.size(1) == inner &&
+                   conv_state.scalar_type() == ScalarType::Char && conv_state.stride(2) == 1 &&
+                   conv_state.stride(1) == width && conv_state.stride(0) % 4 == 0 && aligned(conv_state.data_ptr(), 4),
+               "conv_state has shape ", shape_of(conv_state), "; expected int8 (", batch, ", ", inner, ", ", width,
+               ") with contiguous sequences");
+  QUAMBA_CHECK(ssm_state.size(0) == batch && ssm_state.scalar_type() == ScalarType::Float &&
+                   ssm_state.stride(2) == 1 && ssm_state.stride(1) == states && ssm_state.stride(0) % 4 == 0 &&
+                   aligned(ssm_state.data_ptr(), 16),
+               "ssm_state has shape ", shape_of(ssm_state), "; expected float32 (", batch, ", ", inner, ", ", states,
+               ") with contiguous sequences");
+  b.conv_state = static_cast<int8_t*>(conv_state.data_ptr()), f.conv_batch = conv_state.stride(0);
+  b.ssm_state = static_cast<float*>(ssm_state.data_ptr()), f.ssm_batch = ssm_state.stride(0);
+  return result;
+}
+
+int environment(const char* name, int otherwise) {
+  const char* const text = std::getenv(name);
+  return text ? std::atoi(text) : otherwise;
+}
+
+// Launches blocks `first` to `end` of the stack, all of one format, for sequences [token, token + p->tokens).
+void launch(StackParams* p, const std::vector<Block>& blocks, size_t first, size_t end, int64_t token,
+            const Tensor& like, cudaStream_t stream) {
+  p->blocks = static_cast<int>(end - first);
+  for (size_t i = first; i < end; ++i) {
+    StackBlock& b = p->block[i - first] = blocks[i].block;
+    b.conv_state += token * p->f.conv_batch;
+    b.ssm_state += token * p->f.ssm_batch;
+  }
+  const int64_t sums = p->f.rank + 2 * p->f.states, tokens = p->tokens;
+  const int64_t dbc = p->blocks * tokens * sums, residual = tokens * p->f.model, g = tokens * p->f.inner;
+  const int64_t zeroed = 128 + 8 * (dbc + dbc % 2 + residual + g), bytes = tokens * std::max(p->f.model, p->f.inner);
+  const Tensor space = empty(like, {zeroed + bytes}, ScalarType::Char);
+  char* const memory = static_cast<char*>(space.data_ptr());
+  p->counter = reinterpret_cast<unsigned*>(memory);
+  p->dbc = reinterpret_cast<unsigned long long*>(memory + 128);
+  p->residual = p->dbc + dbc + dbc % 2;
+  p->g = p->residual + residual;
+  p->bytes = reinterpret_cast<int8_t*>(p->g + g);
+  cudaError_t error = cudaMemsetAsync(memory, 0, zeroed, stream);
+  if (error == cudaSuccess)
+    error = tokens <= 8 ? launch_mixers_step<1>(*p, stream) : launch_mixers_step<2>(*p, stream);
+  QUAMBA_CHECK(error == cudaSuccess, "mixers_step: the kernel could not be launched: ", cudaGetErrorString(error));
+}
+
+Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tensors,
+                   const std::vector<double>& floats, const std::vector<int64_t>& flags, ScalarType out_dtype,
+                   const std::vector<Tensor>& conv_states, const std::vector<Tensor>& ssm_states) {
+  const size_t count = conv_states.size();
+  QUAMBA_CHECK(count >= 1 && ssm_states.size() == count && tensors.size() == count * kTensors &&
+                   floats.size() == count * kFloats && flags.size() == count * kFlags,
+               "mixers_step: found ", count, " and ", ssm_states.size(), " states, ", tensors.size(), " tensors, ",
+               floats.size(), " floats, ", flags.size(), " flags; expected 1, 1, ", kTensors, ", ", kFloats, ", ",
+               kFlags, " for each block");
+  QUAMBA_CHECK(hidden.dim() == 2, "hidden has shape ", shape_of(hidden), "; expected (B, E)");
+  const Type hidden_type = type_of(hidden, "hidden");
+  QUAMBA_CHECK(hidden_type != Type::kInt8, "hidden is int8; expected a float dtype");
+  const Type out_type = result_type(out_dtype, false);
+  std::vector<Block> blocks;
+  for (size_t i = 0; i < count; ++i)
+    blocks.push_back(block_of(hidden, tensors, floats, flags, conv_states[i], ssm_states[i], i));
+
+  const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
+  const cudaStream_t stream = stream_of(hidden);
+  const int processors = multiprocessors(hidden);
+  int shared = 0;
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, hidden.get_device_index());
+  const int64_t batch = hidden.size(0), model = hidden.size(1);
+  Tensor input = hidden.stride(1) == 1 && hidden.stride(0) % 4 == 0 && aligned(hidden.data_ptr(), 16)
+                     ? hidden
+                     : torch::stable::clone(hidden);
+  Tensor out = empty(hidden, {batch, model}, out_dtype);
+  for (size_t first = 0, end; first < count && batch > 0; first = end) {
+    end = first + 1;
+    while (end < count && end - first < kStackBlocks &&
+           std::memcmp(&blocks[end].format, &blocks[first].format, sizeof(StackFormat)) == 0)
+      ++end;
+    StackParams p;
+    p.f = blocks[first].format;
+    plan_stack(&p, static_cast<int>(std::min<int64_t>(batch, kStackTokens)), processors, shared);
+    p.flight = std::clamp(environment("QUAMBA_STEP_FLIGHT", 49152) / p.s.slot_bytes, 1, p.s.slots);
+    // A later launch reads the whole row of what an earlier one wrote, so that it cannot write to the same place.
+    Tensor result = end < count ? empty(hidden, {batch, model}, out_dtype) : out;
+    const int64_t most = p.tokens;
+    for (int64_t token = 0; token < batch; token += most) {
+      p.tokens = static_cast<int>(std::min(most, batch - token));
+      p.hidden_type = type_of(input, "hidden"), p.out_type = out_type;
+      p.hidden_row = input.stride(0);
+      p.hidden = static_cast<const char*>(input.data_ptr()) + token * p.hidden_row * size_of(p.hidden_type);
+      p.out = static_cast<char*>(result.data_ptr()) + token * model * size_of(out_type);
+      launch(&p, blocks, first, end, token, hidden, stream);
+    }
+    input = result;
+  }
+  return out;
+}
+
+}  // namespace
+}  // namespace quamba
+
+STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m) { m.impl("mixers_step", TORCH_BOX(&quamba::mixers_step)); }

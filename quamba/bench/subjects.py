@@ -1,0 +1,147 @@
+"""What is timed: a quantized model of ours through quamba.runtime. Calls are made ready first, then timed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from quamba.models.adapter import find_adapter, quantized_layers
+from quamba.nn.config import BlockConfig
+from quamba.runtime import RuntimeConfig, Session
+
+Call = Callable[[], object]
+
+
+class Subject(ABC):
+    """One model.
+
+    Attributes:
+        name: in tables.
+        device: where it is.
+        vocabulary: token ids are drawn from 0 to this.
+        modes: "graph" and "eager", as far as it has them.
+    """
+
+    name: str
+    device: torch.device
+    vocabulary: int
+    modes: tuple[str, ...]
+
+    def prompt(self, batch: int, length: int) -> Tensor:
+        """Random token ids (B, L), the same for every subject."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(self.vocabulary, (batch, length), generator=generator).to(self.device)
+
+    @abstractmethod
+    def prefill(self, batch: int, length: int, mode: str) -> Call:
+        """Prompts in, the logits behind their last tokens out."""
+
+    @abstractmethod
+    def decode(self, batch: int, mode: str) -> Call:
+        """One token per sequence in, logits out."""
+
+    @abstractmethod
+    def whole(self, batch: int, length: int, new_tokens: int) -> Call:
+        """Prompts in, new_tokens greedy tokens out, as fast as it goes."""
+
+    @property
+    @abstractmethod
+    def weight_bytes(self) -> int:
+        """Of the whole model in memory."""
+
+    @property
+    @abstractmethod
+    def step_weight_bytes(self) -> int | None:
+        """What a decode step has to read; None where it depends on the tokens (experts)."""
+
+    @abstractmethod
+    def state_bytes(self, batch: int) -> int:
+        """Of the recurrent state of so many sequences."""
+
+    @property
+    @abstractmethod
+    def token_operations(self) -> int | None:
+        """Multiplications and additions of the blocks' linears per token; None where it depends on the tokens."""
+
+
+class Quantized(Subject):
+    """A model that quamba quantized."""
+
+    def __init__(self, name: str, model: nn.Module) -> None:
+        self.name = name
+        self.model = model
+        adapter = find_adapter(model)
+        self._adapter = adapter
+        self._stack = adapter.tail(model) is not None
+        embedding = model.get_submodule(adapter.embedding(model))
+        self.vocabulary = int(embedding.weight.shape[0])  # type: ignore[index]
+        self.device = next(t.device for t in (*model.parameters(), *model.buffers()))
+        graphs = self._stack and self.device.type == "cuda"
+        self.modes = ("graph", "eager") if graphs else ("eager",)
+
+    def prefill(self, batch: int, length: int, mode: str) -> Call:
+        config = RuntimeConfig(
+            graphs=mode == "graph", prefill_lengths=(length,), prefill_tokens=batch * length, prefill_uses=1
+        )
+        session, ids = Session(self.model, max_batch=batch, config=config), self.prompt(batch, length)
+        return lambda: session.prefill(ids)
+
+    def decode(self, batch: int, mode: str) -> Call:
+        session = Session(self.model, max_batch=batch, config=RuntimeConfig(graphs=mode == "graph"))
+        tokens = session.prefill(self.prompt(batch, 4)).argmax(dim=-1)
+        return lambda: session.decode(tokens)
+
+    def whole(self, batch: int, length: int, new_tokens: int) -> Call:
+        session, ids = Session(self.model, max_batch=batch), self.prompt(batch, length)
+
+        def run() -> None:
+            tokens = session.prefill(ids).argmax(dim=-1)
+            for _ in range(new_tokens - 1):
+                tokens = session.decode(tokens).argmax(dim=-1)
+
+        return run
+
+    @property
+    def weight_bytes(self) -> int:
+        return tensor_bytes(self.model)
+
+    @property
+    def step_weight_bytes(self) -> int | None:
+        if not self._stack:
+            return None
+        blocks = sum(
+            tensor.numel() * tensor.element_size()
+            for _, mixer in quantized_layers(self._adapter, self.model)
+            # A is read instead.
+            for name, tensor in mixer.named_buffers()
+            if name != "A_log"
+        )
+        head = self.model.get_submodule(self._adapter.head(self.model))
+        return blocks + tensor_bytes(getattr(head, "table", head))
+
+    def state_bytes(self, batch: int) -> int:
+        return batch * sum(
+            tensor.numel() * tensor.element_size()
+            for _, mixer in quantized_layers(self._adapter, self.model)
+            for state in (mixer.new_state(1, torch.device("meta")),)
+            for tensor in (state.conv, state.ssm)
+        )
+
+    @property
+    def token_operations(self) -> int | None:
+        if not self._stack:
+            return None
+        return sum(block_operations(mixer.config) for _, mixer in quantized_layers(self._adapter, self.model))
+
+
+def block_operations(config: BlockConfig) -> int:
+    """Multiplications and additions of a block's four linears per token."""
+    rank, state = config.dt_rank, config.d_state
+    return 2 * config.d_inner * (3 * config.d_model + 2 * rank + 2 * state)
+
+
+def tensor_bytes(module: nn.Module) -> int:
+    """Of a module's parameters and buffers, each once."""
+    tensors = {tensor.data_ptr(): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -1,0 +1,57 @@
+"""Consecutive quantized mixers in one call per token: mixers_step, the persistent kernel."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quamba import ops
+from quamba.errors import SizeError
+from quamba.nn.config import MixerState
+from quamba.nn.mixer import Mixer
+from quamba.nn.quantized_mixer import QuantizedMixer
+from quamba.ops.mixer_step import packed
+from quamba.ops.mixers_step import CUDA_TOKENS
+
+# Sequences in a call of `run`; beyond, a CUDA device is faster with the mixers one by one.
+MOST_TOKENS = CUDA_TOKENS
+
+
+def serves(mixers: Sequence[Mixer | QuantizedMixer], device: torch.device) -> bool:
+    """Whether `run` takes these mixers, and gains by it.
+
+    Every mixer has to be one that takes a token in one op and adds the residual itself, all of them with the residual
+    stream in one dtype. On a CPU nothing is gained.
+    """
+    return (
+        device.type == "cuda"
+        and all(isinstance(mixer, QuantizedMixer) and mixer.step_arguments is not None for mixer in mixers)
+        and all(mixer.config.residual for mixer in mixers)
+        and len({mixer.config.residual_in_fp32 for mixer in mixers}) == 1
+    )
+
+
+def run(mixers: Sequence[QuantizedMixer], hidden: Tensor, states: Sequence[MixerState]) -> Tensor:
+    """One token per sequence through all mixers.
+
+    Args:
+        mixers: consecutive blocks.
+        hidden: (B, E) any float dtype; on CUDA, B at most MOST_TOKENS.
+        states: of B sequences, one per mixer; updated in place.
+
+    Returns:
+        (B, E), float32 where the residual stream is, else of hidden's dtype.
+
+    Raises:
+        SizeError: a mixer does not take a token in one op.
+    """
+    blocks = [mixer.step_arguments for mixer in mixers if mixer.step_arguments is not None]
+    if len(blocks) != len(mixers):
+        raise SizeError(
+            f"found {len(mixers) - len(blocks)} of {len(mixers)} mixers that do not take a token in one op; expected "
+            "none (quamba.nn.stack.serves)"
+        )
+    out_dtype = torch.float32 if mixers[0].config.residual_in_fp32 else hidden.dtype
+    convs, ssms = [state.conv for state in states], [state.ssm for state in states]
+    out: Tensor = ops.mixers_step(hidden, *packed(blocks), out_dtype, convs, ssms)
+    return out

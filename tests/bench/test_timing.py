@@ -1,0 +1,43 @@
+"""Spreads, and calls timed in turn."""
+
+import time
+
+import pytest
+import torch
+
+from quamba.bench.timing import Plan, Spread, copy_bandwidth, time_in_turn, time_latency
+
+CPU = torch.device("cpu")
+
+
+def test_spread() -> None:
+    assert Spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == Spread(3.0, 1.0, 5.0, 2.0, 4.0, 5)
+    assert Spread.of([2.5]) == Spread(2.5, 2.5, 2.5, 2.5, 2.5, 1)
+
+
+@pytest.mark.parametrize("time_calls", [time_in_turn, time_latency])
+def test_calls_have_their_turns(time_calls: object) -> None:
+    seen: list[str] = []
+
+    def slow() -> None:
+        seen.append("slow")
+        time.sleep(0.003)
+
+    def fast() -> None:
+        seen.append("fast")
+
+    found = time_calls({"slow": slow, "fast": fast}, Plan(rounds=2, runs=3, warm_ups=1), CPU)  # type: ignore[operator]
+    assert seen == ["slow", "fast", *(["slow"] * 3 + ["fast"] * 3) * 2]
+    assert found["slow"].runs == found["fast"].runs == 6
+    assert found["slow"].median > 3 > found["fast"].median
+
+
+def test_copy_bandwidth_counts_both_ways() -> None:
+    source, target = torch.ones(2**26, dtype=torch.int8), torch.empty(2**26, dtype=torch.int8)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - start)
+    # Loosely, since others use the machine: a factor of two between both is what could go wrong in the definition.
+    assert 0.2 < copy_bandwidth(CPU) / (2 * 2**26 / min(times)) < 1.6
