@@ -32,8 +32,8 @@ struct ConvParams {
   void* out;  // (B, L, D), contiguous
 };
 
-// Four neighbouring elements of an AnyVector in one load, and in two steps, as load_bits and from_bits: i is a multiple of 4, and the vector
-// aligned to four elements.
+// Four neighbouring elements of an AnyVector in one load, and in two steps, as load_bits and from_bits: i is a multiple
+// of 4, and the vector aligned to four elements.
 __device__ __forceinline__ uint4 load_quad_bits(const AnyVector& v, int64_t i) {
   switch (v.type) {
     case Type::kInt8:

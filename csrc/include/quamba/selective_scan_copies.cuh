@@ -75,7 +75,8 @@ struct ChunkCopies {
   static ChunkCopy copy_of(const ScanParams& p, const Sequence& s, int tile, bool wide, int threads) {
     const int size = size_of(s.type), columns = wide ? p.block_channels : p.states, bytes = columns * size;
     const int64_t row_bytes = wide ? p.channels * size : bytes;
-    const bool pairs = ((reinterpret_cast<int64_t>(s.data) | s.batch * size | s.time * size | bytes | row_bytes) & 7) == 0;
+    const int64_t places = reinterpret_cast<int64_t>(s.data) | s.batch * size | s.time * size | bytes | row_bytes;
+    const bool pairs = places % 8 == 0;
     ChunkCopy c;
     c.memory = const_cast<char*>(static_cast<const char*>(s.data));
     c.unit = pairs && (!wide || Layout::kGap == 8) ? 8 : 4;
