@@ -20,11 +20,15 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
-DEFAULT_ARCHS = "8.0;9.0a"
+sys.path.insert(0, str(CSRC))
+
+from architectures import DEFAULT, HOPPER, gencode, parse  # noqa: E402
+
 TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest torch that the library loads under
 
 # An assertion is a function call, and wgmma instructions that a call might interrupt are serialized: half the speed.
 NO_ASSERTS = ("-DNDEBUG",)
+GENERATED = {"hadamard_bases": ROOT / "quamba" / "hadamard.py", "linear_table": CSRC / "linear_table.json"}  # from what
 TYPES = {"int8": "int8_t", "half": "__half", "bfloat16": "__nv_bfloat16", "float": "float"}
 
 
@@ -44,6 +48,7 @@ def units() -> list[Unit]:
         "embedding",
         "hadamard_quant",
         "linear",
+        "linear_choice",
         "linear_matrix",
         "quantize",
         "rms_norm_quant",
@@ -68,8 +73,8 @@ def units() -> list[Unit]:
         for residual in (0, 1):
             if residual and name == "int8":
                 continue
-            tiles = ["k128x256", "k256x160", "k128x192", "k128x128", "k64x64"]
-            for tile in tiles if name != "float" else tiles[3:]:
+            tiles = ["k128x256", "k128x192", "k128x128", "k64x64"]
+            for tile in tiles if name != "float" else tiles[2:]:
                 defines = (*NO_ASSERTS, f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 result.append(Unit("linear_sm90.cu", f"linear_sm90_{name}_{residual}_{tile}", defines, only="90a"))
     return result
@@ -93,7 +98,7 @@ def missing() -> list[str]:
     found = {
         "nvcc (on PATH or in CUDA_HOME)": nvcc(),
         "torch >= 2.11 (pip install --no-build-isolation)": util.find_spec("torch"),
-        "the CUTLASS headers (pip install nvidia-cutlass==4.2.0.0, or CUTLASS_PATH)": cutlass_include(),
+        "the CUTLASS headers (pip install --no-deps nvidia-cutlass==4.2.0.0, or CUTLASS_PATH)": cutlass_include(),
     }
     return [what for what, where in found.items() if where is None]
 
@@ -118,18 +123,6 @@ def wanted() -> bool:
         lacking = ["a torch built with CUDA"]
     print(f"quamba: installing without the CUDA ops; missing: {'; '.join(lacking)}", file=sys.stderr)
     return False
-
-
-def gencode(unit: Unit, archs: list[str]) -> list[str]:
-    numbers = [arch.replace(".", "") for arch in archs]
-    older = [n for n in numbers if not n.startswith("90")]
-    hopper = [n for n in numbers if n.startswith("90")]
-    chosen = {"": numbers, "80": older, "90a": hopper}[unit.only]
-    flags = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in chosen]
-    # PTX of the oldest architecture serves every newer one, and Hopper where the older matrix kernel is forced.
-    if older and unit.only != "90a":
-        flags.append(f"-gencode=arch=compute_{older[0]},code=compute_{older[0]}")
-    return flags
 
 
 def stale(target: Path, command: list[str]) -> bool:
@@ -180,11 +173,15 @@ class BuildOps(build_ext):
 
         build = Path(self.build_temp).resolve() / "cuda"
         build.mkdir(parents=True, exist_ok=True)
-        generated = build / "hadamard_bases.h"
-        if not generated.exists() or generated.stat().st_mtime < (ROOT / "quamba" / "hadamard.py").stat().st_mtime:
-            subprocess.run([sys.executable, str(CSRC / "hadamard_bases.py"), str(generated)], check=True)
+        for name, data in GENERATED.items():
+            generated, script = build / f"{name}.h", CSRC / f"{name}.py"
+            if not generated.exists() or generated.stat().st_mtime < max(f.stat().st_mtime for f in (data, script)):
+                subprocess.run([sys.executable, str(script), str(generated)], check=True)
 
-        archs = os.environ.get("QUAMBA_CUDA_ARCHS", DEFAULT_ARCHS).split(";")
+        try:
+            archs = parse(os.environ.get("QUAMBA_CUDA_ARCHS", DEFAULT))
+        except ValueError as error:
+            raise SystemExit(str(error)) from None
         torch_root = Path(torch.__file__).parent
         flags = [
             "-std=c++17",
@@ -193,7 +190,7 @@ class BuildOps(build_ext):
             "-Xcompiler=-fPIC,-fvisibility=hidden",
             "-DUSE_CUDA",
             f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
-            *(["-DQUAMBA_SM90"] if "9.0a" in archs else []),
+            *(["-DQUAMBA_SM90"] if HOPPER in archs else []),
             f"-I{CSRC}",
             f"-I{CSRC / 'include'}",
             f"-I{build}",
@@ -203,7 +200,14 @@ class BuildOps(build_ext):
 
         def compile_unit(unit: Unit) -> str:
             target = build / f"{unit.name}.o"
-            command = [nvcc(), *flags, *gencode(unit, archs), *unit.defines, "-c", str(CSRC / unit.source)]
+            command = [
+                nvcc(),
+                *flags,
+                *gencode(archs, unit.only),
+                *unit.defines,
+                "-c",
+                str(CSRC / unit.source),
+            ]
             if self.force or stale(target, command):
                 print(f"nvcc {unit.name}", flush=True)
                 depfile = target.with_suffix(".d")
@@ -213,7 +217,7 @@ class BuildOps(build_ext):
             return str(target)
 
         # The units of the matrix kernels take longest: they come first.
-        chosen = sorted((u for u in units() if gencode(u, archs)), key=lambda unit: unit.only == "")
+        chosen = sorted((u for u in units() if gencode(archs, u.only)), key=lambda unit: unit.only == "")
         jobs = int(os.environ.get("QUAMBA_BUILD_JOBS", "2"))
         with ThreadPoolExecutor(jobs) as pool:
             objects = list(pool.map(compile_unit, chosen))

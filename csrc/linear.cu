@@ -6,51 +6,50 @@
 namespace quamba {
 namespace {
 
-constexpr int64_t kFewRows = 32;  // up to here the row kernels read the weight once and are as fast as that
+// On Hopper a kernel is set up while the one before it still runs.
+template <typename Kernel>
+void launch(Kernel kernel, dim3 grid, int threads, const LinearParams& p, bool hopper, cudaStream_t stream) {
+  if (!hopper) return kernel<<<grid, threads, 0, stream>>>(p);
+  const cudaError_t error = launch_early(kernel, grid, threads, stream, p);
+  QUAMBA_CHECK(error == cudaSuccess, "linear: the kernel could not be launched: ", cudaGetErrorString(error));
+}
 
 template <int GROUPS>
-void launch_mma(const LinearParams& p, int processors, cudaStream_t stream) {
-  const int64_t tiles = (p.columns + kTileRows - 1) / kTileRows;
-  const auto launch = [&](auto split) {
-    constexpr int kSplit = split.value, kTiles = rows_block_warps(kSplit) / kSplit;
-    const unsigned blocks = static_cast<unsigned>((tiles + kTiles - 1) / kTiles);
-    linear_rows_mma_kernel<GROUPS, kSplit><<<blocks, 32 * rows_block_warps(kSplit), 0, stream>>>(p);
-  };
-  // As many warps share a tile as are needed to keep the memory busy, while each has something to read.
-  const int64_t warps = 24 * processors, pieces = p.inner / 64;
-  if (tiles * 4 >= 2 * warps || pieces < 8) return launch(std::integral_constant<int, 1>{});
-  if (tiles * 8 >= warps || pieces < 32) return launch(std::integral_constant<int, 4>{});
-  launch(std::integral_constant<int, 16>{});
-}
-
-template <int M, int ROWS>
-void launch_dot(const LinearParams& p, bool vector, int processors, cudaStream_t stream) {
-  // A weight of few rows leaves most of the device idle unless several warps share one.
-  const bool split = p.columns < 16 * processors;
-  const int64_t groups = (p.columns + ROWS - 1) / ROWS;
-  const dim3 grid(static_cast<unsigned>(split ? groups : (groups + kRowWarps - 1) / kRowWarps),
-                  static_cast<unsigned>((p.rows + M - 1) / M));
-  with_bool(vector, [&](auto aligned) {
-    if (split) {
-      linear_rows_kernel<M, ROWS, true, aligned.value><<<grid, 32 * kRowWarps, 0, stream>>>(p);
-    } else {
-      linear_rows_kernel<M, ROWS, false, aligned.value><<<grid, 32 * kRowWarps, 0, stream>>>(p);
-    }
-  });
-}
-
-void run_rows(const LinearParams& p, int processors, cudaStream_t stream) {
-  const bool vector = p.inner % 16 == 0 && p.x_row % 16 == 0 && p.weight_row % 16 == 0 && aligned(p.x, 16) &&
-                      aligned(p.weight, 16);
-  // One row: the product without matrix instructions, which the other kernel beats where the device is just full.
-  if (vector && p.rows == 1 && (p.columns > 16384 || p.columns * p.inner < (int64_t{8} << 20))) {
-    if (p.columns >= 4096) return launch_dot<1, 2>(p, true, processors, stream);
-    return launch_dot<1, 1>(p, true, processors, stream);
+void launch_rows(const LinearParams& p, LinearKernel kernel, bool hopper, cudaStream_t stream) {
+  const unsigned tiles = static_cast<unsigned>((p.columns + kTileRows - 1) / kTileRows);
+  switch (kernel) {
+    case LinearKernel::kRows8:
+      return launch(linear_rows_kernel<GROUPS, 8>, tiles, 32 * 8, p, hopper, stream);
+    case LinearKernel::kRows16:
+      return launch(linear_rows_kernel<GROUPS, 16>, tiles, 32 * 16, p, hopper, stream);
+    default:
+      return launch(linear_rows_kernel<GROUPS, 4>, tiles, 32 * 4, p, hopper, stream);
   }
-  if (!vector) return launch_dot<4, 1>(p, false, processors, stream);
-  if (p.rows <= 8) return launch_mma<1>(p, processors, stream);
-  if (p.rows <= 16) return launch_mma<2>(p, processors, stream);
-  launch_mma<4>(p, processors, stream);
+}
+
+template <int M, int ROWS, bool kVector>
+void launch_dot(const LinearParams& p, const LinearDevice& device, cudaStream_t stream) {
+  // A weight of few rows leaves most of the device idle unless several warps share one.
+  const bool split = p.columns < 16 * device.processors;
+  const int64_t groups = (p.columns + ROWS - 1) / ROWS;
+  const dim3 grid(static_cast<unsigned>(split ? groups : (groups + kDotWarps - 1) / kDotWarps),
+                  static_cast<unsigned>((p.rows + M - 1) / M));
+  const auto kernel = split ? linear_dot_kernel<M, ROWS, true, kVector> : linear_dot_kernel<M, ROWS, false, kVector>;
+  launch(kernel, grid, 32 * kDotWarps, p, device.hopper, stream);
+}
+
+bool in_vectors(const LinearParams& p) {
+  return p.inner % 16 == 0 && p.x_row % 16 == 0 && p.weight_row % 16 == 0 && aligned(p.x, 16) && aligned(p.weight, 16);
+}
+
+void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& device, cudaStream_t stream) {
+  if (kernel == LinearKernel::kDot) {
+    if (p.columns >= 4096) return launch_dot<1, 2, true>(p, device, stream);
+    return launch_dot<1, 1, true>(p, device, stream);
+  }
+  if (p.rows <= 8) return launch_rows<1>(p, kernel, device.hopper, stream);
+  if (p.rows <= 16) return launch_rows<2>(p, kernel, device.hopper, stream);
+  launch_rows<4>(p, kernel, device.hopper, stream);
 }
 
 // The tensor's rows with contiguous columns.
@@ -99,10 +98,17 @@ Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   }
   if (p.rows == 0 || p.columns == 0) return empty(x, sizes, out_dtype);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  if (p.rows > kFewRows && p.inner > 0) return torch::stable::view(linear_matrix(p, t), sizes);
+  const LinearDevice device = linear_device(x.get_device_index());
+  const LinearKernel kernel = choose_kernel(p, device);
+  const bool vectors = in_vectors(p), plain = p.inner == 0 || (p.rows <= kFewRows && !vectors);
+  if (!plain && is_tile(kernel)) return torch::stable::view(linear_matrix(p, t, kernel, device.hopper), sizes);
   Tensor out = empty(x, sizes, out_dtype);
   p.out = out.data_ptr();
-  run_rows(p, multiprocessors(x), stream_of(x));
+  if (plain) {
+    launch_dot<4, 1, false>(p, device, stream_of(x));
+  } else {
+    run_few(p, kernel, device, stream_of(x));
+  }
   check_launch("linear");
   return out;
 }

@@ -1,52 +1,20 @@
-// Padding for the matrix kernels of linear, and the choice among them.
+// Padding for the matrix kernels of linear, and their launch.
 #include "linear_matrix.h"
 
 #include <array>
-#include <cstdlib>
-#include <cstring>
 
 namespace quamba {
 namespace {
 
-struct TileCost {
-  Tile tile;
-  int64_t rows, columns;
-  double cost;  // of one tile per unit of K, relative: measured rates differ (benchmarks/NOTES.md)
-};
-
-constexpr TileCost kTiles[] = {
-    {Tile::k128x256, 128, 256, 128 * 256 * 1.00}, {Tile::k256x160, 256, 160, 256 * 160 * 1.30},
-    {Tile::k128x192, 128, 192, 128 * 192 * 1.03}, {Tile::k128x128, 128, 128, 128 * 128 * 1.06},
-    {Tile::k64x64, 64, 64, 64 * 64 * 2.80},
-};
-
-// The tile whose passes over the device cost least; for few rows, whose time is that of reading the weight, the one
-// that gives most blocks. QUAMBA_LINEAR_TILE=0..4 forces one, for tuning.
-Tile choose_tile(const LinearParams& p, int processors) {
-  static const char* const forced = std::getenv("QUAMBA_LINEAR_TILE");
-  if (forced != nullptr) return kTiles[std::atoi(forced) % 5].tile;
-  if (p.rows <= 128) return Tile::k64x64;
-  double best_cost = 0.0;
-  Tile best = Tile::k64x64;
-  for (const TileCost& t : kTiles) {
-    const int64_t tiles = (p.rows + t.rows - 1) / t.rows * ((p.columns + t.columns - 1) / t.columns);
-    const double cost = static_cast<double>((tiles + processors - 1) / processors) * t.cost;
-    if (best_cost == 0.0 || cost < best_cost) best_cost = cost, best = t.tile;
-  }
-  return best;
-}
-
 template <typename Out, bool kResidual>
-cudaError_t matrix_sm90(const LinearParams& p, void* workspace, size_t* bytes, int processors, cudaStream_t stream) {
-  const Tile tile = choose_tile(p, processors);
-  if (tile == Tile::k64x64) return linear_sm90<Out, kResidual, Tile::k64x64>(p, workspace, bytes, stream);
+cudaError_t matrix_sm90(const LinearParams& p, LinearKernel kernel, void* workspace, size_t* bytes,
+                        cudaStream_t stream) {
+  if (kernel == LinearKernel::k64x64) return linear_sm90<Out, kResidual, Tile::k64x64>(p, workspace, bytes, stream);
   if constexpr (sizeof(Out) < 4) {  // a float32 result is rare: its larger tiles are not worth their compilation
-    switch (tile) {
-      case Tile::k128x256:
+    switch (kernel) {
+      case LinearKernel::k128x256:
         return linear_sm90<Out, kResidual, Tile::k128x256>(p, workspace, bytes, stream);
-      case Tile::k256x160:
-        return linear_sm90<Out, kResidual, Tile::k256x160>(p, workspace, bytes, stream);
-      case Tile::k128x192:
+      case LinearKernel::k128x192:
         return linear_sm90<Out, kResidual, Tile::k128x192>(p, workspace, bytes, stream);
       default:
         break;
@@ -56,30 +24,17 @@ cudaError_t matrix_sm90(const LinearParams& p, void* workspace, size_t* bytes, i
 }
 
 template <typename Out>
-cudaError_t matrix(const LinearParams& p, bool hopper, void* workspace, size_t* bytes, int processors,
+cudaError_t matrix(const LinearParams& p, LinearKernel kernel, bool hopper, void* workspace, size_t* bytes,
                    cudaStream_t stream) {
 #ifdef QUAMBA_SM90
   if (hopper) {
     if constexpr (sizeof(Out) > 1) {
-      if (p.residual.data) return matrix_sm90<Out, true>(p, workspace, bytes, processors, stream);
+      if (p.residual.data) return matrix_sm90<Out, true>(p, kernel, workspace, bytes, stream);
     }
-    return matrix_sm90<Out, false>(p, workspace, bytes, processors, stream);
+    return matrix_sm90<Out, false>(p, kernel, workspace, bytes, stream);
   }
 #endif
   return linear_sm80(p, stream);
-}
-
-// Hopper's kernels run on compute capability 9.0 alone. QUAMBA_CUDA_GEMM=sm80 forces the path of older devices.
-bool use_hopper(int device) {
-#ifdef QUAMBA_SM90
-  static const char* const forced = std::getenv("QUAMBA_CUDA_GEMM");
-  if (forced != nullptr && std::strcmp(forced, "sm80") == 0) return false;
-  int major = 0;
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  return major == 9;
-#else
-  return false;
-#endif
 }
 
 int64_t round_up(int64_t v, int64_t unit) { return (v + unit - 1) / unit * unit; }
@@ -108,20 +63,18 @@ Tensor padded_vector(const Tensor& v, int64_t columns) {
   return wide;
 }
 
-void launch(const LinearParams& p, const Tensor& like) {
-  const int processors = multiprocessors(like);
-  const bool hopper = use_hopper(like.get_device_index());
+void launch(const LinearParams& p, LinearKernel kernel, bool hopper, const Tensor& like) {
   const cudaStream_t stream = stream_of(like);
   const auto run = [&](void* workspace, size_t* bytes) {
     switch (p.out_type) {
       case Type::kInt8:
-        return matrix<int8_t>(p, hopper, workspace, bytes, processors, stream);
+        return matrix<int8_t>(p, kernel, hopper, workspace, bytes, stream);
       case Type::kHalf:
-        return matrix<__half>(p, hopper, workspace, bytes, processors, stream);
+        return matrix<__half>(p, kernel, hopper, workspace, bytes, stream);
       case Type::kBFloat16:
-        return matrix<__nv_bfloat16>(p, hopper, workspace, bytes, processors, stream);
+        return matrix<__nv_bfloat16>(p, kernel, hopper, workspace, bytes, stream);
       default:
-        return matrix<float>(p, hopper, workspace, bytes, processors, stream);
+        return matrix<float>(p, kernel, hopper, workspace, bytes, stream);
     }
   };
   size_t bytes = 0;
@@ -142,7 +95,7 @@ Tensor quantized(const Tensor& x, const Tensor& scale) {
 
 }  // namespace
 
-Tensor linear_matrix(LinearParams p, const LinearTensors& t) {
+Tensor linear_matrix(LinearParams p, const LinearTensors& t, LinearKernel kernel, bool hopper) {
   // The kernels add a residual of the result's own type. Any other is added to a float32 result, rounded afterwards.
   const bool direct = !t.residual || (p.residual.type == p.out_type && p.out_type != Type::kInt8);
   const ScalarType written = direct ? t.out_dtype : ScalarType::Float;
@@ -170,7 +123,7 @@ Tensor linear_matrix(LinearParams p, const LinearTensors& t) {
   p.out_type = type_of(written, "out_dtype");
   Tensor out = empty(x.tensor, {p.rows, columns}, written);
   p.out = out.data_ptr();
-  launch(p, x.tensor);
+  launch(p, kernel, hopper, x.tensor);
   if (columns != true_columns) out = torch::stable::contiguous(torch::stable::narrow(out, 1, 0, true_columns));
   if (written == t.out_dtype) return out;
   return t.out_scale ? quantized(out, *t.out_scale) : torch::stable::to(out, t.out_dtype);

@@ -1,6 +1,7 @@
 // linear for more than a few rows: what the matrix kernels need, made from what the caller has.
 #pragma once
 
+#include "linear_choice.h"
 #include "linear_gemm.h"
 #include "op.h"
 
@@ -14,7 +15,7 @@ struct LinearTensors {
   ScalarType out_dtype;
 };
 
-// p holds the call as the row kernel would take it. Returns (rows, columns) of out_dtype.
-Tensor linear_matrix(LinearParams p, const LinearTensors& t);
+// p holds the call as the row kernel would take it; kernel is a tile. Returns (rows, columns) of out_dtype.
+Tensor linear_matrix(LinearParams p, const LinearTensors& t, LinearKernel kernel, bool hopper);
 
 }  // namespace quamba

@@ -75,6 +75,7 @@ using Kernel = typename cutlass::gemm::kernel::DefaultGemmWithVisitor<
     cutlass::gemm::threadblock::GemmIdentityThreadblockSwizzle<8>, 4, cutlass::arch::OpMultiplyAddSaturate,
     1>::GemmKernel;
 using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+static_assert(sizeof(typename Kernel::SharedStorage) <= 99 * 1024, "more than a block gets on 8.6 and 8.9");
 
 }  // namespace
 

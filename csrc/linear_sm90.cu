@@ -37,13 +37,6 @@ struct Geometry<Tile::k128x256> {
   using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
 };
 template <>
-struct Geometry<Tile::k256x160> {
-  using TileShape = cute::Shape<Int<256>, Int<160>, Int<128>>;
-  using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
-};
-template <>
 struct Geometry<Tile::k128x192> {
   using TileShape = cute::Shape<Int<128>, Int<192>, Int<128>>;
   using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;

@@ -16,8 +16,9 @@ constexpr int kTensors = 28, kFloats = 2, kFlags = 3;  // of each block, in the 
 // The tensors of one block, taken in their order.
 class Arguments {
  public:
-  Arguments(const Tensor& like, const std::vector<OptionalTensor>& tensors, size_t block)
-      : like_(like), next_(tensors.data() + block * kTensors) {}
+  // Vectors that are not float32 are converted; `kept` owns the results.
+  Arguments(const Tensor& like, const std::vector<OptionalTensor>& tensors, size_t block, std::vector<Tensor>* kept)
+      : like_(like), next_(tensors.data() + block * kTensors), kept_(kept) {}
 
   // An int8 matrix with contiguous, aligned rows.
   const int8_t* matrix(int64_t rows, int64_t columns, const char* what) {
@@ -54,15 +55,27 @@ class Arguments {
                  what, " has shape ", shape_of(t), "; expected contiguous float32 (", rows, ", ", columns, ")");
     return static_cast<const float*>(t.data_ptr());
   }
+  // Of any float type.
   const void* vector(int64_t size, Type* type, const char* what) {
     const AnyVector v = vector_of(given(what), size, like_, what);
-    QUAMBA_CHECK(v.type != Type::kInt8 && aligned(v.data, 4), what,
-                 " is int8 or not aligned to 4 bytes; expected a float dtype, or a clone of it");
+    QUAMBA_CHECK(v.type != Type::kInt8 && aligned(v.data, 16), what,
+                 " is int8 or not aligned to 16 bytes; expected a float dtype, or a clone of it");
     *type = v.type;
     return v.data;
   }
-  const void* optional_vector(int64_t size, Type* type, const char* what) {
-    return *next_ ? vector(size, type, what) : (++next_, nullptr);
+  const void* optional_floats(int64_t size, bool* present, const char* what) {
+    *present = next_->has_value();
+    return *present ? floats(size, what) : (++next_, nullptr);
+  }
+  const float* floats(int64_t size, const char* what) {
+    const Tensor& t = given(what);
+    AnyVector v = vector_of(t, size, like_, what);
+    QUAMBA_CHECK(v.type != Type::kInt8, what, " is int8; expected a float dtype");
+    if (v.type != Type::kFloat) {
+      kept_->push_back(torch::stable::to(t, ScalarType::Float));
+      v.data = kept_->back().data_ptr();
+    }
+    return static_cast<const float*>(v.data);
   }
 
  private:
@@ -75,6 +88,7 @@ class Arguments {
 
   const Tensor& like_;
   const OptionalTensor* next_;
+  std::vector<Tensor>* const kept_;
 };
 
 struct Block {
@@ -83,7 +97,8 @@ struct Block {
 };
 
 Block block_of(const Tensor& hidden, const std::vector<OptionalTensor>& tensors, const std::vector<double>& floats,
-               const std::vector<int64_t>& flags, const Tensor& conv_state, const Tensor& ssm_state, size_t i) {
+               const std::vector<int64_t>& flags, const Tensor& conv_state, const Tensor& ssm_state, size_t i,
+               std::vector<Tensor>* kept) {
   const int64_t batch = hidden.size(0), model = hidden.size(1);
   QUAMBA_CHECK(ssm_state.dim() == 3 && conv_state.dim() == 3, "found states of shapes ", shape_of(conv_state), " and ",
                shape_of(ssm_state), "; expected (B, D, K) and (B, D, N)");
@@ -100,36 +115,45 @@ Block block_of(const Tensor& hidden, const std::vector<OptionalTensor>& tensors,
   b.norm_eps = static_cast<float>(floats[i * kFloats]), b.dbc_eps = static_cast<float>(floats[i * kFloats + 1]);
   f.norm_dbc = flags[i * kFlags], f.rotate = flags[i * kFlags + 1], f.residual = flags[i * kFlags + 2];
 
-  Arguments a(hidden, tensors, i);
-  b.norm_weight = a.vector(model, &f.norm_weight, "norm_weight");
-  QUAMBA_CHECK(aligned(b.norm_weight, 16), "norm_weight is not aligned to 16 bytes; pass a clone of it");
-  b.u_scale = a.number("u_scale");
+  Arguments a(hidden, tensors, i, kept);
+  const auto second_half = [&](const void* data) {
+    return data ? static_cast<const float*>(data) + inner : nullptr;
+  };
+  bool B_norm = false, C_norm = false;
+  b.field[kNormWeight] = a.vector(model, &f.norm_weight, "norm_weight");
+  b.field[kUScale] = a.number("u_scale");
   b.in_weight = a.matrix(2 * inner, model, "in_weight");
-  b.in_weight_scale = a.scale(2 * inner, &f.in_weight_scale, "in_weight_scale");
-  b.in_bias = a.optional_vector(2 * inner, &f.in_bias, "in_bias");
-  b.xz_scale = a.numbers(2 * inner, "xz_scale");
-  b.conv_weight = a.matrix(inner, width, "conv_weight");
-  b.conv_weight_scale = a.scale(inner, &f.conv_weight_scale, "conv_weight_scale");
-  b.conv_bias = a.optional_vector(inner, &f.conv_bias, "conv_bias");
-  b.x_scale = a.scale(inner, &f.x_scale, "x_scale");
+  b.field[kInX] = a.scale(2 * inner, &f.in_weight_scale, "in_weight_scale");
+  b.field[kInZ] = f.in_weight_scale ? second_half(b.field[kInX]) : b.field[kInX];
+  b.field[kBiasX] = a.optional_floats(2 * inner, &f.has_in_bias, "in_bias");
+  b.field[kBiasZ] = second_half(b.field[kBiasX]);
+  b.field[kScaleX] = a.numbers(2 * inner, "xz_scale");
+  b.field[kScaleZ] = second_half(b.field[kScaleX]);
+  b.field[kTaps] = a.matrix(inner, width, "conv_weight");
+  b.field[kConvScale] = a.scale(inner, &f.conv_weight_scale, "conv_weight_scale");
+  b.field[kConvBias] = a.optional_floats(inner, &f.has_conv_bias, "conv_bias");
+  b.field[kXScale] = a.scale(inner, &f.x_scale, "x_scale");
   b.x_weight = a.matrix(sums, inner, "x_weight");
-  b.x_weight_scale = a.scale(sums, &f.x_weight_scale, "x_weight_scale");
-  b.x_in_scale = a.number("x_in_scale");
-  b.x_scan_scale = a.scale(inner, &f.x_scan_scale, "x_scan_scale");
-  b.d_norm_weight = a.optional_vector(rank, &f.dbc_norm_weight, "d_norm_weight");
-  b.B_norm_weight = a.optional_vector(states, &f.dbc_norm_weight, "B_norm_weight");
-  b.C_norm_weight = a.optional_vector(states, &f.dbc_norm_weight, "C_norm_weight");
-  b.dbc_scale = a.numbers(sums, "dbc_scale");
-  b.dt_weight = a.matrix(inner, rank, "dt_weight");
-  b.dt_weight_scale = a.scale(inner, &f.dt_weight_scale, "dt_weight_scale");
-  b.dt_scale = a.optional_scale(inner, &f.dt_scale, "dt_scale");
-  b.dt_bias = a.vector(inner, &f.dt_bias, "dt_bias");
-  b.A = a.float_matrix(inner, states, "A");
-  b.D = a.vector(inner, &f.D, "D");
-  b.g_scale = a.number("g_scale");
+  b.field[kXSumScale] = a.scale(sums, &f.x_weight_scale, "x_weight_scale");
+  b.field[kXInScale] = a.number("x_in_scale");
+  b.field[kScanScale] = a.scale(inner, &f.x_scan_scale, "x_scan_scale");
+  b.field[kDNorm] = a.optional_floats(rank, &f.has_norms, "d_norm_weight");
+  b.field[kBNorm] = a.optional_floats(states, &B_norm, "B_norm_weight");
+  b.field[kCNorm] = a.optional_floats(states, &C_norm, "C_norm_weight");
+  QUAMBA_CHECK(f.has_norms == B_norm && B_norm == C_norm, "found some of the weights of the norms of d, B and C; ",
+               "expected all of them or none");
+  b.field[kDbcScale] = a.numbers(sums, "dbc_scale");
+  b.field[kDtWeight] = a.matrix(inner, rank, "dt_weight");
+  b.field[kDtWeightScale] = a.scale(inner, &f.dt_weight_scale, "dt_weight_scale");
+  b.field[kDtScale] = a.optional_scale(inner, &f.dt_scale, "dt_scale");
+  f.has_dt_scale = b.field[kDtScale] != nullptr;
+  b.field[kDtBias] = a.floats(inner, "dt_bias");
+  b.field[kA] = a.float_matrix(inner, states, "A");
+  b.field[kSkip] = a.floats(inner, "D");
+  b.field[kGScale] = a.number("g_scale");
   b.out_weight = a.matrix(model, inner, "out_weight");
-  b.out_weight_scale = a.scale(model, &f.out_weight_scale, "out_weight_scale");
-  b.out_bias = a.optional_vector(model, &f.out_bias, "out_bias");
+  b.field[kOutScale] = a.scale(model, &f.out_weight_scale, "out_weight_scale");
+  b.field[kOutBias] = a.optional_floats(model, &f.has_out_bias, "out_bias");
 
   check_device(conv_state, hidden, "conv_state");
   check_device(ssm_state, hidden, "ssm_state");
@@ -153,12 +177,22 @@ int environment(const char* name, int otherwise) {
   return text ? std::atoi(text) : otherwise;
 }
 
-// Launches blocks `first` to `end` of the stack, all of one format, for sequences [token, token + p->tokens).
-void launch(StackParams* p, const std::vector<Block>& blocks, size_t first, size_t end, int64_t token,
+// The largest power of two up to 16 that the fields' addresses are multiples of.
+void common_alignment(const std::vector<Block>& blocks, size_t first, size_t end, int* aligned_to) {
+  for (int field = 0; field < kStackFields; ++field) {
+    uintptr_t bits = 16;
+    for (size_t i = first; i < end; ++i) bits |= reinterpret_cast<uintptr_t>(blocks[i].block.field[field]);
+    aligned_to[field] = static_cast<int>(bits & -bits);
+  }
+}
+
+// Launches blocks `first` to `end` of the stack, all of one format, for sequences [token, token + plan.tokens).
+void launch(StackParams* params, const std::vector<Block>& blocks, size_t first, size_t end, int64_t token,
             const Tensor& like, cudaStream_t stream) {
+  StackPlan* const p = &params->plan;
   p->blocks = static_cast<int>(end - first);
   for (size_t i = first; i < end; ++i) {
-    StackBlock& b = p->block[i - first] = blocks[i].block;
+    StackBlock& b = params->block[i - first] = blocks[i].block;
     b.conv_state += token * p->f.conv_batch;
     b.ssm_state += token * p->f.ssm_batch;
   }
@@ -174,7 +208,7 @@ void launch(StackParams* p, const std::vector<Block>& blocks, size_t first, size
   p->bytes = reinterpret_cast<int8_t*>(p->g + g);
   cudaError_t error = cudaMemsetAsync(memory, 0, zeroed, stream);
   if (error == cudaSuccess)
-    error = tokens <= 8 ? launch_mixers_step<1>(*p, stream) : launch_mixers_step<2>(*p, stream);
+    error = tokens <= 8 ? launch_mixers_step<1>(*params, stream) : launch_mixers_step<2>(*params, stream);
   QUAMBA_CHECK(error == cudaSuccess, "mixers_step: the kernel could not be launched: ", cudaGetErrorString(error));
 }
 
@@ -192,8 +226,9 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
   QUAMBA_CHECK(hidden_type != Type::kInt8, "hidden is int8; expected a float dtype");
   const Type out_type = result_type(out_dtype, false);
   std::vector<Block> blocks;
+  std::vector<Tensor> kept;
   for (size_t i = 0; i < count; ++i)
-    blocks.push_back(block_of(hidden, tensors, floats, flags, conv_states[i], ssm_states[i], i));
+    blocks.push_back(block_of(hidden, tensors, floats, flags, conv_states[i], ssm_states[i], i, &kept));
 
   const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
   const cudaStream_t stream = stream_of(hidden);
@@ -210,9 +245,12 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
     while (end < count && end - first < kStackBlocks &&
            std::memcmp(&blocks[end].format, &blocks[first].format, sizeof(StackFormat)) == 0)
       ++end;
-    StackParams p;
+    StackParams params;
+    StackPlan& p = params.plan;
     p.f = blocks[first].format;
-    plan_stack(&p, static_cast<int>(std::min<int64_t>(batch, kStackTokens)), processors, shared);
+    int aligned_to[kStackFields];
+    common_alignment(blocks, first, end, aligned_to);
+    plan_stack(&p, aligned_to, static_cast<int>(std::min<int64_t>(batch, kStackTokens)), processors, shared);
     p.flight = std::clamp(environment("QUAMBA_STEP_FLIGHT", 49152) / p.s.slot_bytes, 1, p.s.slots);
     // A later launch reads the whole row of what an earlier one wrote, so that it cannot write to the same place.
     Tensor result = end < count ? empty(hidden, {batch, model}, out_dtype) : out;
@@ -223,7 +261,7 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
       p.hidden_row = input.stride(0);
       p.hidden = static_cast<const char*>(input.data_ptr()) + token * p.hidden_row * size_of(p.hidden_type);
       p.out = static_cast<char*>(result.data_ptr()) + token * model * size_of(out_type);
-      launch(&p, blocks, first, end, token, hidden, stream);
+      launch(&params, blocks, first, end, token, hidden, stream);
     }
     input = result;
   }

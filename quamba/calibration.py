@@ -51,6 +51,10 @@ class Statistics:
             )
         return self.observers[address].alpha()
 
+    def alphas(self, plan: "Plan") -> dict[str, Tensor]:
+        """The clipping magnitude of every planned address, with the headroom that its spec asks for."""
+        return {address: spec.headroom * self.alpha(address) for address, spec in plan.items()}
+
 
 def static_plan(recipe: Recipe, layers: Iterable[int]) -> dict[str, QuantSpec]:
     """The activation addresses whose scales calibration has to find."""
@@ -186,6 +190,7 @@ def measure_sites(
     adapter: Adapter,
     mixers: Mapping[int, Mixer],
     alphas: Mapping[str, Tensor],
+    bits: Mapping[str, int],
     batches: Iterable[Batch],
 ) -> dict[str, SiteStatistics]:
     """What the chosen scales do to each site's values: share clipped, and SQNR, over the given batches."""
@@ -194,8 +199,8 @@ def measure_sites(
     def measure(address: str, value: Tensor) -> None:
         value = value.to(torch.float32)
         alpha = alphas[address].to(value.device)
-        scale = numerics.scale_from_alpha(alpha)
-        error = numerics.dequantize(numerics.quantize(value, scale), scale) - value
+        scale = numerics.scale_from_alpha(alpha, bits=bits[address])
+        error = numerics.simulate(value, scale, bits=bits[address]) - value
         total = sums[address]
         total[0] += float((value.abs() > alpha).sum())
         total[1] += value.numel()

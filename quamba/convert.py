@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from quamba import numerics
-from quamba.errors import CalibrationError
+from quamba.errors import CalibrationError, RecipeError
 from quamba.models.adapter import Adapter
+from quamba.nn.config import BlockConfig
 from quamba.nn.ends import QuantizedEmbedding, QuantizedHead
 from quamba.nn.mixer import Mixer
 from quamba.nn.named import swap
 from quamba.nn.quantized_mixer import QuantizedMixer
-from quamba.recipe import Recipe
+from quamba.nn.simulated_mixer import SimulatedMixer
+from quamba.recipe import BlockFormat, Recipe
 from quamba.transforms import Transforms, fold
 
 
@@ -60,8 +62,12 @@ def build_skeleton(adapter: Adapter, model: nn.Module, recipe: Recipe) -> None:
     """Turn a float model (on meta, say) into the recipe's empty quantized one, in place.
 
     Raises:
-        RecipeError: an override matches nothing in this model.
+        RecipeError: an override matches nothing in this model, or the recipe is a simulation.
     """
+    if recipe.simulated:
+        raise RecipeError(
+            f"found the recipe {recipe.label!r}, which rounds to fewer bits in float; expected one of int8 values"
+        )
     recipe.check(adapter.layers(model))
     ends = empty_ends(adapter, model, recipe)
     for layer in adapter.layers(model):
@@ -95,14 +101,8 @@ def fill_mixer(
     """
     format = target.format
     tensors = fold(source.tensors(), transforms)
-    for site, spec in format.activations.items():
-        if spec is None or spec.granularity == "token":
-            continue
-        shape = target.scale_shape(site, spec)
-        if site not in alphas or tuple(alphas[site].shape) != shape:
-            found = f"shape {tuple(alphas[site].shape)}" if site in alphas else "none"
-            raise CalibrationError(f"found {found} for the statistic of site {site!r}; expected shape {shape}")
-        setattr(target, f"{site}_scale", numerics.scale_from_alpha(alphas[site]))
+    for site, scale in _scales(target.config, format, alphas).items():
+        setattr(target, f"{site}_scale", scale)
     if format.granularity("x") == "channel":
         tensors["x_proj.weight"] = tensors["x_proj.weight"].to(torch.float32) * target.x_scale
     for name in ("in_proj", "x_proj", "dt_proj", "out_proj"):
@@ -132,6 +132,48 @@ def fill_mixer(
         target.g_divisor = transforms.g_divisor.detach().to(target.g_divisor.dtype)
     target.finalize()
     return target
+
+
+def _scales(config: BlockConfig, format: BlockFormat, alphas: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The scale of every static site."""
+    scales = {}
+    for site, spec in format.activations.items():
+        if spec is None or spec.granularity == "token":
+            continue
+        shape = config.scale_shape(site, per_channel=spec.granularity == "channel")
+        if site not in alphas or tuple(alphas[site].shape) != shape:
+            found = f"shape {tuple(alphas[site].shape)}" if site in alphas else "none"
+            raise CalibrationError(f"found {found} for the statistic of site {site!r}; expected shape {shape}")
+        scales[site] = numerics.scale_from_alpha(alphas[site], bits=spec.bits)
+    return scales
+
+
+@torch.no_grad()
+def simulate_mixer(
+    source: Mixer, format: BlockFormat, *, transforms: Transforms, alphas: Mapping[str, Tensor]
+) -> SimulatedMixer:
+    """A float mixer that rounds what a quantized one of that format would round.
+
+    Args:
+        source: the float mixer, not folded.
+        format: with fewer bits than 8 somewhere.
+        transforms, alphas: as for `fill_mixer`.
+
+    Raises:
+        CalibrationError: as for `fill_mixer`.
+    """
+    scales = _scales(source.config, format, alphas)
+    tensors = {name: tensor.to(torch.float32) for name, tensor in fold(source.tensors(), transforms).items()}
+    # A quantized mixer has the channel scales of x in the columns of x_proj before it quantizes them.
+    columns = scales["x"] if format.granularity("x") == "channel" else torch.ones_like(tensors["D"])
+    tensors["x_proj.weight"] = tensors["x_proj.weight"] * columns
+    for name, spec in format.weights.items():
+        if spec is not None:
+            tensors[f"{name}.weight"] = numerics.simulate_weight(
+                tensors[f"{name}.weight"], per_channel=spec.granularity == "channel", bits=spec.bits
+            )
+    tensors["x_proj.weight"] = tensors["x_proj.weight"] / columns
+    return SimulatedMixer(source.config, tensors, format=format, transforms=transforms, scales=scales)
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ def inspect_model(model: nn.Module) -> Inspection:
     quantization: Quantization | None = getattr(model, "quantization", None)
     return Inspection(
         model_type=model_type_of(model),
-        recipe=None if quantization is None else quantization.recipe.name,
+        recipe=None if quantization is None else quantization.recipe.label,
         sites=() if quantization is None else tuple(_sites(adapter, model, quantization)),
         parts=tuple(_parts(adapter, model)),
         kept_float=tuple(_kept_float(adapter, model, None if quantization is None else quantization.recipe)),

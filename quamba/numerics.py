@@ -1,7 +1,8 @@
 """Rounding, clamping and scales: the only place in the package that knows them.
 
 Symmetric INT8 (design: q(v, s) = clamp(round_half_even(v / s), -128, 127), v ~ s * q), with the scale
-s = alpha / 127, where alpha is the largest magnitude that is represented without clipping.
+s = alpha / 127, where alpha is the largest magnitude that is represented without clipping. For simulations the same
+with fewer bits: clamp to [-2^(bits - 1), 2^(bits - 1) - 1], s = alpha / (2^(bits - 1) - 1).
 """
 
 import torch
@@ -17,14 +18,15 @@ ALPHA_FLOOR = 1e-8
 _PIECE = 1 << 22
 
 
-def scale_from_alpha(alpha: Tensor) -> Tensor:
+def scale_from_alpha(alpha: Tensor, *, bits: int = 8) -> Tensor:
     """Turn clipping magnitudes into scales.
 
     Args:
         alpha: any shape, any float dtype, >= 0.
+        bits: per value.
 
     Returns:
-        float32 scales alpha / 127 of the same shape, at least ALPHA_FLOOR / 127.
+        float32 scales alpha / 127 (for 8 bits) of the same shape, at least ALPHA_FLOOR / 127.
 
     Raises:
         CalibrationError: alpha is NaN, infinite or negative.
@@ -35,7 +37,30 @@ def scale_from_alpha(alpha: Tensor) -> Tensor:
             f"found a clipping magnitude that is NaN, infinite or negative ({alpha.flatten()[:4].tolist()} ...); "
             "expected finite values >= 0; check the calibration data and the float model for NaN"
         )
-    return alpha.clamp(min=ALPHA_FLOOR) / QMAX
+    return alpha.clamp(min=ALPHA_FLOOR) / _largest(bits)
+
+
+def _largest(bits: int) -> int:
+    return QMAX >> (8 - bits)
+
+
+def simulate(x: Tensor, scale: Tensor, *, bits: int) -> Tensor:
+    """Round x to that many bits and return it in float32: scale * clamp(round_half_even(x / scale)).
+
+    Args:
+        x: (..., D) any float dtype.
+        scale: as for `quantize`.
+        bits: per value, 2 to 8.
+    """
+    largest = _largest(bits)
+    return (x.float() / scale).round_().clamp_(-largest - 1, largest).mul_(scale)
+
+
+def simulate_weight(weight: Tensor, *, per_channel: bool, bits: int) -> Tensor:
+    """A weight (N, ...) rounded to that many bits with absmax scales, per row or for all, in float32."""
+    wide = weight.detach().float()
+    alpha = wide.abs().flatten(1).amax(dim=1).reshape(-1, *[1] * (wide.dim() - 1))
+    return simulate(wide, scale_from_alpha(alpha if per_channel else alpha.amax(), bits=bits), bits=bits)
 
 
 def quantize(x: Tensor, scale: Tensor) -> Tensor:
@@ -81,10 +106,10 @@ def dequantize(q: Tensor, scale: Tensor | None, dtype: torch.dtype = torch.float
     return x if dtype is torch.float32 else x.to(dtype)
 
 
-def token_scale(x: Tensor) -> Tensor:
-    """Dynamic per-token scales: max |x| over the last dimension / 127, as float32 (..., 1)."""
+def token_scale(x: Tensor, *, bits: int = 8) -> Tensor:
+    """Dynamic per-token scales: max |x| over the last dimension / 127 (for 8 bits), as float32 (..., 1)."""
     alpha = x.detach().abs().amax(dim=-1, keepdim=True).to(torch.float32)
-    return alpha.clamp(min=ALPHA_FLOOR) / QMAX
+    return alpha.clamp(min=ALPHA_FLOOR) / _largest(bits)
 
 
 def quantize_weight(weight: Tensor, *, per_channel: bool) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from quamba import calibration, numerics, search
 from quamba.checkpoint import attach
-from quamba.convert import empty_ends, empty_mixer, fill_mixer
+from quamba.convert import empty_ends, empty_mixer, fill_mixer, simulate_mixer
 from quamba.data import KeptBatches
 from quamba.errors import CalibrationError, RecipeError, UnsupportedModelError
 from quamba.models.adapter import Adapter, AnyMixer, Shell, find_adapter
@@ -21,7 +21,7 @@ from quamba.nn.mixer import Mixer
 from quamba.nn.named import swap
 from quamba.nn.quantized_mixer import QuantizedMixer
 from quamba.quantization import Quantization, SiteStatistics
-from quamba.recipe import Override, QuantSpec, Recipe
+from quamba.recipe import Override, Recipe
 from quamba.recipes import DEFAULT_RECIPE, get_recipe
 from quamba.transforms import Transforms, fold
 
@@ -124,8 +124,10 @@ def _adjusted(recipe: Recipe, *, percentile: float | str | None, keep: Iterable[
             )
         if isinstance(percentile, str) and percentile != "search":
             raise RecipeError(f"found percentile={percentile!r}; expected a fraction such as 0.9999, or 'search'")
+        if percentile == "search" and recipe.simulated:
+            raise RecipeError(f"found percentile='search' for {recipe.label!r}; expected a fraction for a simulation")
         level = search.CANDIDATES[-1] if percentile == "search" else float(percentile)
-        adjusted = QuantSpec(spec.granularity, "percentile", level)
+        adjusted = replace(spec, observer="percentile", percentile=level)
         recipe = replace(recipe, activations={**recipe.activations, "x": adjusted})
     if isinstance(keep, str):
         raise RecipeError(f"found keep={keep!r}; expected a list of globs, such as [{keep!r}]")
@@ -159,23 +161,27 @@ def _convert(
             model=model, adapter=adapter, mixers=mixers, plan=plan, batches=data,
             description="calibrating", total=data.total, show=progress,
         )  # fmt: skip
-    alphas = {address: statistics.alpha(address) for address in plan}
+    alphas = statistics.alphas(plan)
 
     def measure(alphas: dict[str, Tensor]) -> dict[str, SiteStatistics]:
         if data is None or not alphas:
             return {}
         return calibration.measure_sites(
-            model=model, adapter=adapter, mixers=mixers, alphas=alphas, batches=data.first(_MEASURED_SEQUENCES)
-        )
+            model=model, adapter=adapter, mixers=mixers, alphas=alphas,
+            bits={address: plan[address].bits for address in alphas}, batches=data.first(_MEASURED_SEQUENCES),
+        )  # fmt: skip
 
     # Before the int8 weights are made beside the float ones, which is when memory is scarce.
     measured = {} if searching else measure(alphas)
     converted: dict[int, AnyMixer] = {}
     for layer, mixer in mixers.items():
+        prefix = f"layers.{layer}."
+        own = {address.removeprefix(prefix): a for address, a in alphas.items() if address.startswith(prefix)}
+        format = recipe.block(layer)
         empty = empty_mixer(adapter, model, layer, recipe)
-        if isinstance(empty, QuantizedMixer):
-            prefix = f"layers.{layer}."
-            own = {address.removeprefix(prefix): a for address, a in alphas.items() if address.startswith(prefix)}
+        if format.simulated:
+            converted[layer] = simulate_mixer(mixer, format, transforms=transforms[layer], alphas=own)
+        elif isinstance(empty, QuantizedMixer):
             converted[layer] = fill_mixer(empty, mixer, transforms=transforms[layer], alphas=own)
         else:
             converted[layer] = _float_mixer(mixer, transforms[layer])
@@ -183,7 +189,7 @@ def _convert(
     if searching and data is not None:
         found = search.search_clips(
             model=model, adapter=adapter, mixers=mixers, converted=converted, ends=ends, transforms=transforms,
-            statistics=statistics, batches=data.first(search.SEQUENCES), progress=progress,
+            statistics=statistics, plan=plan, batches=data.first(search.SEQUENCES), progress=progress,
         )  # fmt: skip
         alphas |= {f"layers.{layer}.x": alpha for layer, (_, alpha) in found.items()}
         specs = {layer: replace(plan[f"layers.{layer}.x"], percentile=level) for layer, (level, _) in found.items()}

@@ -52,13 +52,17 @@ class QuantSpec:
             "token" (found at run time).
         observer: how calibration finds the clipping magnitude: "absmax", "percentile" or "octav".
         percentile: the fraction of |values| kept unclipped, in (0.5, 1], for the percentile observer.
-        bits: bits per value; 8 is what the ops implement.
+        bits: bits per value. 8 is what the ops implement; fewer, from 2, make the recipe a simulation: the values are
+            rounded in a float model, to tell what such a format would cost in accuracy.
+        headroom: the observer's magnitude times this, at least 1: room for values larger than any in calibration.
+            1 where there is nothing to observe: per token and for weights.
     """
 
     granularity: str = "tensor"
     observer: str = "absmax"
     percentile: float | None = None
     bits: int = 8
+    headroom: float = 1.0
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -72,8 +76,14 @@ class QuantSpec:
             )
         if self.percentile is not None and not 0.5 < self.percentile <= 1.0:
             raise RecipeError(f"found percentile {self.percentile!r}; expected a fraction in (0.5, 1], such as 0.9999")
-        if self.bits != 8:
-            raise RecipeError(f"found bits {self.bits!r}; expected 8, the width that the ops implement")
+        if type(self.bits) is not int or not 2 <= self.bits <= 8:
+            raise RecipeError(
+                f"found bits {self.bits!r}; expected 8, the width that the ops implement, or 2 to 7 to simulate"
+            )
+        if not isinstance(self.headroom, (int, float)) or not 1.0 <= self.headroom <= 16.0:
+            raise RecipeError(f"found headroom {self.headroom!r}; expected a factor in [1, 16], such as 1.1")
+        if self.granularity == "token" and self.headroom != 1:
+            raise RecipeError(f"found headroom {self.headroom!r} with granularity 'token'; expected 1")
         if self.granularity == "token" and self.observer != "absmax":
             raise RecipeError(f"found observer {self.observer!r} with granularity 'token'; expected 'absmax'")
         if self.granularity == "channel" and self.observer == "octav":
@@ -150,6 +160,11 @@ class BlockFormat:
     def is_float(self) -> bool:
         """True where nothing in the block is quantized."""
         return all(spec is None for spec in (*self.activations.values(), *self.weights.values()))
+
+    @property
+    def simulated(self) -> bool:
+        """True where the block rounds to fewer bits than the ops implement, which is done in float."""
+        return any(spec is not None and spec.bits != 8 for spec in (*self.activations.values(), *self.weights.values()))
 
     def granularity(self, site: str) -> str | None:
         """The granularity of an activation site, or None where it stays in float."""
@@ -233,6 +248,17 @@ class Recipe:
         """True where the whole residual stream is rotated, which unties head and embedding."""
         return any(step.name == "rotate_residual" for step in self.steps)
 
+    @property
+    def simulated(self) -> bool:
+        """True where a spec has fewer bits than the ops implement: the model can be judged, but not saved."""
+        specs = (*self.activations.values(), *self.weights.values(), *(override.spec for override in self.overrides))
+        return any(spec is not None and spec.bits != 8 for spec in specs)
+
+    @property
+    def label(self) -> str:
+        """The name for tables and messages: that of a simulation says so."""
+        return f"{self.name} (simulation)" if self.simulated else self.name
+
     def check(self, layers: Iterable[int]) -> None:
         """Raise RecipeError where an override matches no address of a model with those layer numbers."""
         parts = (*BLOCK_ACTIVATIONS, *BLOCK_WEIGHTS)
@@ -302,6 +328,10 @@ def _check_allowed(site: str, spec: QuantSpec | None, *, where: str) -> None:
         return
     if not isinstance(spec, QuantSpec):
         raise RecipeError(f"{where}: found {spec!r} for {site!r}; expected a QuantSpec or None")
+    if spec.bits != 8 and site in MODEL_ADDRESSES:
+        raise RecipeError(f"{where}: found bits {spec.bits} for {site!r}; expected 8: only blocks are simulated")
+    if spec.headroom != 1 and site in (*BLOCK_WEIGHTS, "head.weight", "embedding"):
+        raise RecipeError(f"{where}: found headroom {spec.headroom!r} for the weight {site!r}; expected 1")
     if spec.granularity not in _ALLOWED[site]:
         raise RecipeError(
             f"{where}: found granularity {spec.granularity!r} for {site!r}; expected one of {_ALLOWED[site]}"

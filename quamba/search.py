@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quamba.calibration import Statistics
+from quamba.calibration import Plan, Statistics
 from quamba.convert import refill_x
 from quamba.data import Batch
 from quamba.errors import CalibrationError
@@ -37,6 +37,7 @@ def search_clips(
     ends: Mapping[str, nn.Module],
     transforms: Mapping[int, Transforms],
     statistics: Statistics,
+    plan: Plan,
     batches: Iterable[Batch],
     progress: bool | None = None,
 ) -> dict[int, tuple[float, Tensor]]:
@@ -49,6 +50,7 @@ def search_clips(
         ends: the quantized embedding and head by module name.
         transforms: the coordinates of every block.
         statistics: of calibration; x was observed with quantiles.
+        plan: the spec of every static site, for the headroom of x.
         batches: a few sequences to judge on.
         progress: as in `quantize`.
 
@@ -75,7 +77,8 @@ def search_clips(
             # Over much data a channel keeps too few of its largest values to tell the tightest clips.
             least = observer.least if isinstance(observer, ChannelPercentile) else 0.0
             for level in (level for level in reversed(CANDIDATES) if level >= least):
-                alpha = torch.as_tensor(observer.quantile(level), dtype=torch.float32)
+                room = plan[f"layers.{layer}.x"].headroom
+                alpha = room * torch.as_tensor(observer.quantile(level), dtype=torch.float32)
                 refill_x(target, mixers[layer], transforms=transforms[layer], alpha=alpha)
                 loss = _divergence(model, adapter, float_head, batches, reference)
                 if best is None or loss < best[0]:

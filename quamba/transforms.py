@@ -49,6 +49,10 @@ class Transforms:
         """(..., D) -> (..., D): x in the site's coordinates."""
         return _turn(x, self.rotate_x)
 
+    def from_x(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D): the inverse of `to_x`."""
+        return ops.hadamard_inverse(x) if self.rotate_x else x
+
     def to_g(self, g: Tensor) -> Tensor:
         """(..., D) -> (..., D): g in the site's coordinates."""
         return _turn(_divide(g, self.g_divisor), self.rotate_g)

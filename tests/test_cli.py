@@ -254,6 +254,7 @@ def test_inspect(model: Path, quantized: Path) -> None:
         ("nothing",),
         ("quantize", "model"),
         ("quantize", "model", "out", "--recipe", "none-such"),
+        ("quantize", "model", "out", "--recipe", "quamba-w4a4"),
         ("quantize", "model", "out", "--recipe", "absent.json"),
         ("quantize", "model", "out", "--percentile", "most"),
         ("quantize", "model", "out", "--percentile", "99.9"),

@@ -22,7 +22,7 @@ from quamba.errors import CheckpointError
 from quamba.hf import QuambaConfig, QuambaQuantizer
 from quamba.nn.mixer import Mixer
 from tests.checkpoint.files import assert_same, contents, quantized, rewrite, rewrite_config
-from tests.tiny import FAMILIES, make_model
+from tests.tiny import FAMILIES, SAVED_RECIPES, make_model
 
 
 def from_pretrained(path: Path, **options: Any) -> Any:
@@ -30,7 +30,7 @@ def from_pretrained(path: Path, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("recipe", quamba.RECIPES)
+@pytest.mark.parametrize("recipe", SAVED_RECIPES)
 def test_from_pretrained_is_bit_equal(tmp_path: Path, family: str, recipe: str) -> None:
     model = quantized(family, recipe)
     model.save_pretrained(tmp_path)

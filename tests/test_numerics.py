@@ -102,3 +102,25 @@ def test_sqnr_db():
     reference = torch.tensor([10.0, 0.0])
     assert numerics.sqnr_db(reference, torch.tensor([9.0, 0.0])) == pytest.approx(20.0)
     assert numerics.sqnr_db(reference, reference) > 300
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_simulate_is_round_half_even_then_clamp(bits):
+    largest = 2 ** (bits - 1) - 1
+    x = np.random.default_rng(bits).standard_normal((7, 5)).astype(np.float32) * 3
+    scale = numerics.scale_from_alpha(torch.tensor(2.0), bits=bits)
+    assert float(scale) == pytest.approx(2.0 / largest)
+    expected = np.clip(np.rint(x / scale.numpy()), -largest - 1, largest) * scale.numpy()
+    np.testing.assert_allclose(numerics.simulate(torch.from_numpy(x), scale, bits=bits).numpy(), expected, rtol=1e-6)
+    assert numerics.token_scale(torch.from_numpy(x), bits=bits).shape == (7, 1)
+    np.testing.assert_allclose(
+        numerics.token_scale(torch.from_numpy(x), bits=bits)[:, 0].numpy(), np.abs(x).max(1) / largest, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_with_8_bits_a_simulated_weight_is_the_quantized_one(per_channel):
+    weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7)[:, None]
+    q, scale = numerics.quantize_weight(weight, per_channel=per_channel)
+    expected = q * (scale[:, None] if per_channel else scale)
+    assert torch.equal(numerics.simulate_weight(weight, per_channel=per_channel, bits=8), expected)

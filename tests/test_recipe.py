@@ -81,7 +81,8 @@ def test_the_json_is_plain_data() -> None:
     data = make_recipe(steps=(Step("smooth_input", 0.25),), overrides=(Override("head"),)).to_dict()
     assert data["steps"] == [{"name": "smooth_input", "alpha": 0.25}]
     assert data["overrides"] == [{"pattern": "head", "spec": None}]
-    assert data["activations"]["x"] == {"granularity": "tensor", "observer": "absmax", "percentile": None, "bits": 8}
+    spec = {"granularity": "tensor", "observer": "absmax", "percentile": None, "bits": 8, "headroom": 1.0}
+    assert data["activations"]["x"] == spec
 
 
 def _edited(edit: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -113,7 +114,8 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "granularity": lambda d: d["activations"]["x"].update(granularity="row"),
     "granularity a list": lambda d: d["activations"]["x"].update(granularity=["tensor"]),
     "percentile text": lambda d: d["overrides"][0]["spec"].update(percentile="0.9"),
-    "bits": lambda d: d["weights"]["conv"].update(bits=4),
+    "bits": lambda d: d["weights"]["conv"].update(bits=9),
+    "bits of an end": lambda d: d["weights"]["embedding"].update(bits=4),
     "name a number": lambda d: d.update(name=3),
     "pattern a number": lambda d: d["overrides"][0].update(pattern=3),
     "alpha text": lambda d: d["steps"].append({"name": "smooth_input", "alpha": "0.5"}),
@@ -142,7 +144,13 @@ def test_malformed_json_raises(text: str) -> None:
         ({"observer": "percentile", "percentile": 0.5}, r"found percentile 0.5; expected a fraction in \(0.5, 1\]"),
         ({"observer": "percentile", "percentile": 99.9}, "found percentile 99.9; expected a fraction"),
         ({"observer": "percentile", "percentile": float("nan")}, "found percentile nan; expected a fraction"),
-        ({"bits": 4}, "found bits 4; expected 8"),
+        ({"headroom": 0.9}, r"found headroom 0.9; expected a factor in \[1, 16\]"),
+        ({"headroom": float("nan")}, "found headroom nan; expected a factor"),
+        ({"headroom": "1"}, "found headroom '1'; expected a factor"),
+        ({"granularity": "token", "headroom": 1.5}, "found headroom 1.5 with granularity 'token'; expected 1"),
+        ({"bits": 1}, "found bits 1; expected 8"),
+        ({"bits": 16}, "found bits 16; expected 8"),
+        ({"bits": 4.0}, r"found bits 4\.0; expected 8"),
         ({"granularity": "token", "observer": "octav"}, "granularity 'token'; expected 'absmax'"),
         (
             {"granularity": "token", "observer": "percentile", "percentile": 0.9},
@@ -295,3 +303,33 @@ def test_a_recipe_does_not_change() -> None:
         recipe.activations["x"] = PERCENTILE  # type: ignore[index]
     with pytest.raises(AttributeError):
         recipe.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("where", ["activations", "weights", "overrides"])
+def test_fewer_bits_make_a_simulation(where: str) -> None:
+    few = QuantSpec(bits=4)
+    plain = make_recipe()
+    assert not plain.simulated
+    assert plain.label == "mine"
+    if where == "overrides":
+        recipe = with_override("layers.1.x", few)
+        assert not recipe.block(0).simulated
+    else:
+        site = "B" if where == "activations" else "conv"
+        recipe = make_recipe(**{where: {**getattr(plain, where), site: few}})
+    assert recipe.simulated
+    assert recipe.block(1).simulated
+    assert recipe.label == "mine (simulation)"
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+@pytest.mark.parametrize("address", MODEL_ADDRESSES)
+def test_the_ends_are_not_simulated(address: str) -> None:
+    with pytest.raises(RecipeError, match=r"found bits 4 for .*; expected 8: only blocks are simulated"):
+        with_override(address, QuantSpec(bits=4)).spec(address)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS[:-2])
+def test_weights_have_no_headroom(weight: str) -> None:
+    with pytest.raises(RecipeError, match=f"found headroom 1.5 for the weight '{weight}'; expected 1"):
+        make_recipe(weights={**make_recipe().weights, weight: QuantSpec(headroom=1.5)})

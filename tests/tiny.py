@@ -20,10 +20,13 @@ from quamba.nn.mixer import Mixer
 from quamba.nn.quantized_mixer import QuantizedMixer
 from quamba.observers import make_observer
 from quamba.recipe import BlockFormat, QuantSpec
+from quamba.recipes import RECIPES
 from quamba.transforms import Transforms, smoothing_divisor
 
 VOCABULARY = 97
 FAMILIES = ("mamba", "mamba-biased", "falcon_mamba", "jamba")
+# The recipes whose models hold int8 values, or nothing but float ones, and so can be saved.
+SAVED_RECIPES = [name for name, recipe in RECIPES.items() if not recipe.simulated]
 
 
 def make_model(family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> nn.Module:

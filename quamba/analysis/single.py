@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from quamba import numerics
 from quamba.analysis.study import Study
 from quamba.analysis.tap import QuantizedScanOutput
-from quamba.convert import fill_mixer
+from quamba.convert import fill_mixer, simulate_mixer
 from quamba.nn.ends import QuantizedEmbedding, QuantizedHead
 from quamba.nn.quantized_mixer import QuantizedMixer
 from quamba.recipe import BLOCK_ACTIVATIONS, BLOCK_WEIGHTS, MODEL_ADDRESSES, BlockFormat, QuantSpec
@@ -68,7 +68,10 @@ def single_tensor_mixer(study: Study, layer: int, name: str) -> nn.Module | None
         return None
     prefix = f"layers.{layer}."
     alphas = {a.removeprefix(prefix): alpha for a, alpha in study.alphas.items() if a.startswith(prefix)}
-    return fill_mixer(QuantizedMixer(source.config, format), source, transforms=study.transforms[layer], alphas=alphas)
+    transforms = study.transforms[layer]
+    if format.simulated:
+        return simulate_mixer(source, format, transforms=transforms, alphas=alphas)
+    return fill_mixer(QuantizedMixer(source.config, format), source, transforms=transforms, alphas=alphas)
 
 
 class _QuantizedInput(nn.Module):

@@ -155,7 +155,7 @@ def study(opened_model: OpenModel, recipe: Recipe, calib_data: Iterable[Any], *,
         opened=opened_model,
         recipe=recipe,
         transforms=transforms,
-        alphas={address: statistics.alpha(address) for address in plan},
+        alphas=statistics.alphas(plan),
         y_alphas=_scan_ranges(opened_model, data),
     )
 

@@ -42,6 +42,11 @@ def save(model: nn.Module, directory: str | os.PathLike[str], *, max_shard_size:
             f"found a {type(model).__name__} that quamba has not quantized; expected one from quamba.quantize "
             "or quamba.load"
         )
+    if quantization.recipe.simulated:
+        raise CheckpointError(
+            f"found a model of the recipe {quantization.recipe.label!r}; expected int8 values to save: "
+            "a simulation is float, and is there to be evaluated"
+        )
     config = _config(model, quantization)
     dtype = layout.FLOAT_DTYPES[config["dtype"]]
     skeleton = empty_skeleton(config, quantization.recipe, dtype=dtype, where="the model's config")

@@ -58,6 +58,8 @@ def quantize(
 ) -> None:
     """Quantize MODEL and save it, with its tokenizer, in OUT."""
     chosen, level = chosen_recipe(recipe), chosen_percentile(percentile)
+    if chosen.simulated:
+        raise typer.BadParameter(f"found {chosen.label!r}; expected a recipe to save", param_hint="--recipe")
     with reporting(debug=debug):
         _check_out(model, out)
         loaded = load_model(model, dtype=dtype, device=device)

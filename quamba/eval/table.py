@@ -46,6 +46,7 @@ class Line:
         trial = self.trial
         return {
             "recipe": trial.name,
+            "simulated": trial.simulated,
             "calibration": trial.calibration,
             "bytes": trial.bytes,
             "quantize_seconds": trial.seconds,
@@ -124,7 +125,10 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
         head += [f"{name}: {task.result.headline}", *(["points [95 %]"] if accuracy else [])]
     rows = [head + [f"{name}, ms" for name in latencies]]
     for line in lines:
-        row = [line.trial.name, *([line.trial.calibration or _BASE] if several else []), _megabytes(line.trial.bytes)]
+        trial = line.trial
+        row = [f"{trial.name} (simulation)" if trial.simulated else trial.name]
+        row += [trial.calibration or _BASE] if several else []
+        row += [_BASE if trial.simulated else _megabytes(trial.bytes)]
         for text in line.texts.values():
             row += [f"{text.perplexity:.3f}", _interval(text.increase, digits=3)]
             row += [_BASE if text.kl is None else f"{text.kl:.4f}"]

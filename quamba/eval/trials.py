@@ -126,6 +126,11 @@ class Trial:
         return str(self.recipe["name"])
 
     @property
+    def simulated(self) -> bool:
+        """True where the recipe's fewer bits were simulated in float: then `bytes` says nothing of the format."""
+        return Recipe.from_dict(self.recipe).simulated
+
+    @property
     def key(self) -> tuple[str, str | None]:
         """What tells it from the others of a comparison."""
         return self.name, self.calibration

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from quamba.errors import UnsupportedModelError
 
+# Sites whose scale is a vector where the recipe says "channel", and its length.
+_CHANNELS = {"x0": "d_inner", "z": "d_inner", "x": "d_inner", "dt": "d_inner", "B": "d_state", "C": "d_state"}
+
 
 @dataclass(frozen=True)
 class BlockConfig:
@@ -66,6 +69,10 @@ class BlockConfig:
         if self.dbc_norm == "learned":
             shapes |= {"d_norm.weight": (rank,), "B_norm.weight": (state,), "C_norm.weight": (state,)}
         return shapes
+
+    def scale_shape(self, site: str, *, per_channel: bool) -> tuple[int, ...]:
+        """The shape of a static site's scale; per channel for the sites that have such scales."""
+        return (getattr(self, _CHANNELS[site]),) if per_channel else ()
 
     def new_state(self, batch: int, device: torch.device, *, conv_dtype: torch.dtype) -> "MixerState":
         """A zero state for that many sequences."""

@@ -79,9 +79,11 @@ class Mixer(nn.Module):
         """A zero state for that many sequences."""
         return self.config.new_state(batch, device, conv_dtype=self.state_dtype())
 
-    def _see(self, site: str, value: Tensor, mask: Tensor | None) -> None:
+    def _see(self, site: str, value: Tensor, mask: Tensor | None) -> Tensor:
+        """What goes on from a site; here the value itself."""
         if self.observer is not None:
             self.observer(site, value, mask)
+        return value
 
     def _norm(self, value: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         wide = value.to(torch.promote_types(value.dtype, torch.float32))
@@ -101,11 +103,12 @@ class Mixer(nn.Module):
         c, t, w = self.config, self.transforms, self.tensors()
         state = traceable(self, state, hidden)
         u = self._norm(hidden, w["norm.weight"], c.norm_eps).to(c.dtype)
-        if self.observer is not None:
-            self._see("u", u if self.folded else t.to_u(u, self._norm(hidden, None, c.norm_eps)), mask)
+        if self.folded:
+            u = self._see("u", u, mask)
+        elif self.observer is not None:
+            self._see("u", t.to_u(u, self._norm(hidden, None, c.norm_eps)), mask)
         x0, z = F.linear(u, w["in_proj.weight"], w.get("in_proj.bias")).chunk(2, dim=-1)
-        self._see("x0", x0, mask)
-        self._see("z", z, mask)
+        x0, z = self._see("x0", x0, mask), self._see("z", z, mask)
         x = ops.causal_conv1d(
             x0,
             None,
@@ -118,25 +121,24 @@ class Mixer(nn.Module):
             None if state is None else state.conv,
         )
         seen = self.folded or self.observer is not None
-        x_seen = t.to_x(x) if seen else x
-        self._see("x", x_seen, mask)
+        x_seen = self._see("x", t.to_x(x) if seen else x, mask)
         dbc = F.linear(x_seen if self.folded else x, w["x_proj.weight"])
+        if self.folded:
+            x = t.from_x(x_seen)
         d, B, C = torch.split(dbc, [c.dt_rank, c.d_state, c.d_state], dim=-1)
         if c.dbc_norm != "none":
             d, B, C = (
                 self._norm(v, w.get(f"{n}_norm.weight"), c.dbc_eps).to(c.dtype)
                 for v, n in ((d, "d"), (B, "B"), (C, "C"))
             )
-        dt = F.linear(d, w["dt_proj.weight"])
-        for site, value in (("d", d), ("B", B), ("C", C), ("dt", dt)):
-            self._see(site, value, mask)
+        d, B, C = self._see("d", d, mask), self._see("B", B, mask), self._see("C", C, mask)
+        dt = self._see("dt", F.linear(d, w["dt_proj.weight"]), mask)
         A = -torch.exp(w["A_log"].to(torch.promote_types(c.dtype, torch.float32)))
         g = ops.selective_scan(
             x, None, dt, None, w["dt_bias"], A, B, None, C, None, w["D"], z, None, None, c.dtype,
             None if state is None else state.ssm,
         )  # fmt: skip
-        g_seen = t.to_g(g) if seen else g
-        self._see("g", g_seen, mask)
+        g_seen = self._see("g", t.to_g(g) if seen else g, mask)
         out = F.linear(g_seen if self.folded else g, w["out_proj.weight"], w.get("out_proj.bias"))
         if not c.residual:
             return out

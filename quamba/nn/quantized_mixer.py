@@ -15,9 +15,6 @@ from quamba.nn.route import Route
 from quamba.ops.mixers_step import CUDA_TOKENS, served
 from quamba.recipe import BlockFormat, QuantSpec
 
-# Sites whose scale is a vector where the recipe says "channel", and its length.
-_CHANNELS = {"x0": "d_inner", "z": "d_inner", "x": "d_inner", "dt": "d_inner", "B": "d_state", "C": "d_state"}
-
 
 class QuantizedMixer(nn.Module):
     """norm -> in_proj -> conv + SiLU -> x_proj -> dt_proj -> selective scan + gate -> out_proj (+ residual).
@@ -110,7 +107,7 @@ class QuantizedMixer(nn.Module):
 
     def scale_shape(self, site: str, spec: QuantSpec) -> tuple[int, ...]:
         """The shape of a static site's scale."""
-        return (getattr(self.config, _CHANNELS[site]),) if spec.granularity == "channel" else ()
+        return self.config.scale_shape(site, per_channel=spec.granularity == "channel")
 
     def _derived_shapes(self) -> dict[str, tuple[int, ...]]:
         c = self.config

@@ -15,7 +15,7 @@ from quamba.ops.registry import LIBRARY, OPS
 LIBRARY_PATH = Path(__file__).resolve().parent.parent / "_cuda.so"
 _BUILD = (
     "build them where nvcc and a CUDA build of torch are installed: "
-    "`pip install nvidia-cutlass==4.2.0.0`, then "
+    "`pip install --no-deps nvidia-cutlass==4.2.0.0`, then "
     "`QUAMBA_BUILD_CUDA=1 pip install --no-build-isolation -e .` in the source tree (csrc/README.md)"
 )
 

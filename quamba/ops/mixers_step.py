@@ -1,6 +1,6 @@
 """mixers_step: one token per sequence through a stack of blocks whose sites are all static int8, in one call."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,8 @@ def _check(tensors: Sequence[Any], floats: Sequence[Any], flags: Sequence[Any], 
         )
 
 
-def mixers_step_reference(
+def _through(
+    step: Callable[..., Tensor],
     hidden: Tensor,
     tensors: Sequence[Tensor | None],
     floats: Sequence[float],
@@ -55,6 +56,15 @@ def mixers_step_reference(
     conv_states: Sequence[Tensor],
     ssm_states: Sequence[Tensor],
 ) -> Tensor:
+    """The blocks one after the other, by one implementation of `mixer_step`. Arguments as for the reference."""
+    _check(tensors, floats, flags, conv_states, ssm_states)
+    blocks = _unpacked(tensors, floats, flags, len(conv_states))
+    for arguments, conv, ssm in zip(blocks, conv_states, ssm_states, strict=True):
+        hidden = step(hidden, *arguments, out_dtype, conv, ssm)
+    return hidden
+
+
+def mixers_step_reference(hidden: Tensor, *lists: Any) -> Tensor:
     """`mixer_step` for one block after the other: what leaves one, in out_dtype, enters the next.
 
     Args:
@@ -70,32 +80,16 @@ def mixers_step_reference(
     Raises:
         ValueError: the lists do not hold whole blocks.
     """
-    _check(tensors, floats, flags, conv_states, ssm_states)
-    blocks = _unpacked(tensors, floats, flags, len(conv_states))
-    for arguments, conv, ssm in zip(blocks, conv_states, ssm_states, strict=True):
-        hidden = mixer_step_reference(hidden, *arguments, out_dtype, conv, ssm)
-    return hidden
+    return _through(mixer_step_reference, hidden, *lists)
 
 
 def mixers_step_fake(hidden: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(hidden, dtype=arguments[3], memory_format=torch.contiguous_format)
 
 
-def mixers_step_cpu(
-    hidden: Tensor,
-    tensors: Sequence[Tensor | None],
-    floats: Sequence[float],
-    flags: Sequence[int],
-    out_dtype: torch.dtype,
-    conv_states: Sequence[Tensor],
-    ssm_states: Sequence[Tensor],
-) -> Tensor:
+def mixers_step_cpu(hidden: Tensor, *lists: Any) -> Tensor:
     """See `mixers_step_reference`."""
-    _check(tensors, floats, flags, conv_states, ssm_states)
-    blocks = _unpacked(tensors, floats, flags, len(conv_states))
-    for arguments, conv, ssm in zip(blocks, conv_states, ssm_states, strict=True):
-        hidden = mixer_step_cpu(hidden, *arguments, out_dtype, conv, ssm)
-    return hidden
+    return _through(mixer_step_cpu, hidden, *lists)
 
 
 mixers_step = register(

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 
-import quamba
 from quamba.checkpoint import layout, load, save
 from quamba.errors import CheckpointError
 from quamba.nn.mixer import Mixer
 from tests.checkpoint.files import assert_same, contents, logits, metadata, quantized
-from tests.tiny import FAMILIES
+from tests.tiny import FAMILIES, SAVED_RECIPES
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("recipe", quamba.RECIPES)
+@pytest.mark.parametrize("recipe", SAVED_RECIPES)
 def test_a_loaded_model_is_bit_equal(tmp_path: Path, family: str, recipe: str) -> None:
     model = quantized(family, recipe)
     save(model, tmp_path / "out")

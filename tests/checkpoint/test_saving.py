@@ -12,7 +12,9 @@ from torch import nn
 
 import quamba
 from quamba.checkpoint import attach, load, save
-from quamba.errors import CheckpointError
+from quamba.convert import build_skeleton
+from quamba.errors import CheckpointError, RecipeError
+from quamba.models import find_adapter
 from quamba.quantization import Quantization
 from tests.checkpoint.files import assert_same, quantized
 from tests.tiny import make_model
@@ -82,6 +84,16 @@ def test_a_float_model_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="MambaForCausalLM that quamba has not quantized"):
         save(make_model("mamba"), tmp_path / "out")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_simulation_is_not_saved(tmp_path: Path) -> None:
+    model = quantized(recipe="quamba-w4a4")
+    for write in (model.save_pretrained, lambda path: save(model, path)):
+        with pytest.raises(CheckpointError, match=r"recipe 'quamba-w4a4 \(simulation\)'; expected int8 values to save"):
+            write(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(RecipeError, match="rounds to fewer bits in float; expected one of int8 values"):
+        build_skeleton(find_adapter(make_model("mamba")), make_model("mamba"), quamba.RECIPES["quamba-w4a4"])
 
 
 def test_options_of_save_pretrained(tmp_path: Path) -> None:

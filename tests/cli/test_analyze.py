@@ -68,7 +68,8 @@ def test_writes_a_report(model: Path, text: Path, tmp_path: Path, monkeypatch: p
     assert "report.html: written in" in result.stderr
     table = run(model, "--text", text, "--calib", text, "--out", out, *SMALL, "--recipe", "naive")
     assert table.exit_code == 0, table.stderr
-    assert "one tensor quantized" in table.stdout
+    # The title wraps wherever the length of the model's path has it wrap.
+    assert "one tensor quantized" in " ".join(table.stdout.split())
     assert "head.weight" in table.stdout
 
 

@@ -32,6 +32,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "model 16": {"model": 16},
     "model 2064": {"model": 2064},
     "inner 16": {"inner": 16},
+    "more tokens than thread blocks": {"inner": 16, "batch": 7},
     "inner 48, without rotation": {"inner": 48, "rotate": False},
     "inner 192": {"inner": 192},
     "inner 320": {"inner": 320},

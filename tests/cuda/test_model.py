@@ -9,8 +9,9 @@ from torch import Tensor
 
 import quamba
 from tests.test_quantize import CONFIGS, make_model, relative_error, tokens
+from tests.tiny import SAVED_RECIPES
 
-RECIPES = [name for name in quamba.RECIPES if name != "float"]
+RECIPES = [name for name in SAVED_RECIPES if name != "float"]
 
 
 @torch.no_grad()

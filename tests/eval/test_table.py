@@ -10,9 +10,10 @@ from quamba.eval.results import Metric, TaskResult
 from quamba.eval.statistics import paired_difference
 from quamba.eval.table import cells, lines_of, markdown
 from quamba.eval.trials import TextTrial, Trial
+from quamba.recipes import RECIPES
 
-NLL = {"float": [3.0, 3.5, 2.0, 4.0], "naive": [3.1, 3.7, 2.0, 4.3]}
-RIGHT = {"float": [1.0, 0.0, 1.0, 1.0, 0.0], "naive": [1.0, 0.0, 0.0, 1.0, 0.0]}
+NLL = {"float": [3.0, 3.5, 2.0, 4.0], "naive": [3.1, 3.7, 2.0, 4.3], "quamba-w4a4": [4.0, 5.0, 3.0, 4.3]}
+RIGHT = {"float": [1.0, 0.0, 1.0, 1.0, 0.0], "naive": [1.0, 0.0, 0.0, 1.0, 0.0], "quamba-w4a4": [0.0] * 5}
 TOKENS = [10, 10, 10, 4]
 
 
@@ -27,7 +28,7 @@ def trial(name: str, calibration: str | None = None, **changes: object) -> Trial
     pages = TaskResult("pages", "1.0", 2, {"word_perplexity": Metric(21.5, math.nan)}, {}, 8)
     tasks = {"words": task(RIGHT[name]), "pages": pages}
     fields = {"bytes": 4_828_044, "seconds": 1.5, "texts": {"books": text}, "tasks": tasks, "date": "d"}
-    return Trial({"name": name}, calibration, **(fields | changes))  # type: ignore[arg-type]
+    return Trial(RECIPES[name].to_dict(), calibration, **(fields | changes))  # type: ignore[arg-type]
 
 
 def test_figures() -> None:
@@ -69,6 +70,13 @@ def test_calibrations_have_a_column_where_there_are_several() -> None:
     head, base, *rows = cells(lines_of([trial("float"), trial("naive", "a"), trial("naive", "b")]))
     assert head[1] == "calibration"
     assert [base[1], *(row[1] for row in rows)] == ["—", "a", "b"]
+
+
+def test_a_simulation_is_marked_and_has_no_size() -> None:
+    lines = lines_of([trial("float"), trial("quamba-w4a4", "a")])
+    assert cells(lines)[2][:2] == ["quamba-w4a4 (simulation)", "—"]
+    assert [line.to_dict()["simulated"] for line in lines] == [False, True]
+    assert "| quamba-w4a4 (simulation) | — |" in markdown(lines)
 
 
 def test_json() -> None:

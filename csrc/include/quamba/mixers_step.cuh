@@ -6,46 +6,37 @@
 
 namespace quamba {
 
-constexpr int kStackBlocks = 96;        // blocks a launch: a kernel's arguments end at 32764 bytes
+constexpr int kStackBlocks = 100;       // blocks a launch: a kernel's arguments end at 32764 bytes
 constexpr int kStackTokens = 16;        // sequences a launch
 constexpr int kStackDistributed = 3;    // from so many on, a token's norm and transform are one thread block's work
 constexpr int kStackSlots = 24;         // of the ring, at most
 constexpr int kStackWidth = 8192;       // of the model, at most
 constexpr int kStackHadamards[] = {1, 12, 20};  // orders of the base matrix that the kernel has
 
-// Every pointer is to what mixer_step takes under that name.
+// What is copied to shared memory for each block, in words. A field that has one number a channel of D, or a row of W_out,
+// is copied for those of the thread block. Vectors are float32, but for the norm's weight.
+enum StackField {
+  kInX, kInZ, kBiasX, kBiasZ, kScaleX, kScaleZ, kConvScale, kConvBias, kXScale, kScanScale, kDtWeightScale, kDtScale,
+  kDtBias, kSkip, kA, kTaps, kDtWeight, kXSumScale, kDbcScale, kDNorm, kBNorm, kCNorm, kOutScale, kOutBias, kUScale,
+  kXInScale, kGScale, kNormWeight, kStackFields
+};
+
 struct StackBlock {
-  const void* norm_weight;
-  const float* u_scale;
+  const void* field[kStackFields];  // null where there is none
   const int8_t* in_weight;
-  const float* in_weight_scale;
-  const void* in_bias;
-  const float* xz_scale;
-  const int8_t* conv_weight;
-  const float* conv_weight_scale;
-  const void* conv_bias;
-  const float* x_scale;
   const int8_t* x_weight;
-  const float* x_weight_scale;
-  const float* x_in_scale;
-  const float* x_scan_scale;
-  const void* d_norm_weight;
-  const void* B_norm_weight;
-  const void* C_norm_weight;
-  const float* dbc_scale;
-  const int8_t* dt_weight;
-  const float* dt_weight_scale;
-  const float* dt_scale;
-  const void* dt_bias;
-  const float* A;
-  const void* D;
-  const float* g_scale;
   const int8_t* out_weight;
-  const float* out_weight_scale;
-  const void* out_bias;
   int8_t* conv_state;
   float* ssm_state;
   float norm_eps, dbc_eps;
+};
+
+// How a field is copied, the same for all blocks of a launch.
+struct StackCopy {
+  int to;             // offset in the buffer
+  int bytes, stride;  // of a thread block, and from one's to the next one's
+  int total;          // bytes of the field
+  int width;          // of a copy: 16, 8 or 4 bytes
 };
 
 // What the blocks of a launch have in common.
@@ -54,8 +45,9 @@ struct StackFormat {
   int model, inner, states, width, rank;  // E, D, N, K, R
   int in_weight_scale, conv_weight_scale, x_scale, x_weight_scale, x_scan_scale, dt_weight_scale, dt_scale,
       out_weight_scale;  // strides of scales: 0 or 1
-  Type norm_weight, in_bias, conv_bias, dbc_norm_weight, dt_bias, D, out_bias;
-  bool norm_dbc, rotate, residual;
+  Type norm_weight;
+  bool norm_dbc, rotate, residual, has_dt_scale, has_norms;
+  bool has_in_bias, has_conv_bias, has_out_bias;
 };
 
 // Offsets in a thread block's shared memory, in bytes. A "buffer" is what the staging warps prepare for one block of
@@ -64,10 +56,12 @@ struct StackShared {
   int act, acc, kept, raw, buffer[2], total;
   int slots, slot_bytes, slot_columns;  // the ring of weight tiles, at offset 0
   // within a buffer:
-  int x_weight, dt_weight, A, taps, fields, field_bytes, dbc, out, single, norm, block;
+  int x_weight, x_weight_pitch, block;  // the pitch in words
+  StackCopy copy[kStackFields];
 };
 
-struct StackParams {
+// All of a launch but the blocks. Thread blocks keep a copy in shared memory: constants are many here, and rare.
+struct StackPlan {
   StackFormat f;
   StackShared s;
   int blocks, tokens, grid;
@@ -87,17 +81,14 @@ struct StackParams {
   unsigned long long* residual;  // (tokens, E), tagged: the residual stream between blocks
   unsigned long long* g;         // (tokens, D), tagged
   int8_t* bytes;                 // (tokens, max(D, E)), u or g
+};
+
+struct StackParams {
+  StackPlan plan;
   StackBlock block[kStackBlocks];
 };
 
 static_assert(sizeof(StackParams) <= 32764, "a kernel's arguments");
-
-// What is staged of each channel of a thread block, 4 bytes at most, and beside the channels.
-enum StackField {
-  kInX, kInZ, kBiasX, kBiasZ, kScaleX, kScaleZ, kConvScale, kConvBias, kXScale, kScanScale, kDtWeightScale, kDtScale,
-  kDtBias, kSkip, kStackFields
-};
-enum StackSingle { kUScale, kXInScale, kGScale, kStackSingles };
 
 constexpr int kTeams = 2;            // of workers; each takes a slot at a time
 constexpr int kTileWeightRows = 16;  // of a weight, in a slot of the ring

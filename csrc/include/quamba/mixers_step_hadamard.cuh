@@ -61,7 +61,7 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
 }
 
 // D is power * base with power a multiple of 16. `out` is aligned to 16 bytes.
-__device__ __forceinline__ void rotate_row(const StackParams& p, const unsigned long long* g, unsigned tag,
+__device__ __forceinline__ void rotate_row(const StackPlan& p, const unsigned long long* g, unsigned tag,
                                            float scale, float* shared, int8_t* out) {
   const int order = p.f.inner;
   switch (p.base) {

@@ -45,7 +45,7 @@ __device__ __forceinline__ uint32_t rounded4(float4 v, float scale) {
 }
 
 // The norm of row `m` of the residual stream as it enters block `l`, quantized. `row` holds it in between.
-__device__ __forceinline__ void norm_row(const StackParams& p, int l, int m, const StackNumbers& numbers, float* row,
+__device__ __forceinline__ void norm_row(const StackPlan& p, int l, int m, const StackNumbers& numbers, float* row,
                                          float* partial, uint32_t* out) {
   const int count = p.f.model / 4;
   float4* const kept = reinterpret_cast<float4*>(row);
@@ -63,11 +63,10 @@ __device__ __forceinline__ void norm_row(const StackParams& p, int l, int m, con
   }
   const float factor =
       rsqrtf(team_sum(squares, partial) / static_cast<float>(p.f.model) + numbers.block().norm_eps);
-  const AnyVector weight = numbers.norm_weight();
-  const float scale = numbers.single(kUScale);
+  const float scale = numbers.one(kUScale);
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kStackWorkers) {
-    const float4 v = kept[i], w = load4(weight.data, weight.type, i);
+    const float4 v = kept[i], w = load4(numbers.all<char>(kNormWeight), p.f.norm_weight, i);
     out[i] = rounded4(
         make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w), scale);
   }
@@ -75,7 +74,7 @@ __device__ __forceinline__ void norm_row(const StackParams& p, int l, int m, con
 
 // The result of W_out, added to the residual stream, of which `kept` holds the thread block's part.
 template <int GROUPS>
-__device__ __forceinline__ void add_rows(const StackParams& p, int l, const StackShare& share,
+__device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackShare& share,
                                          const StackNumbers& numbers, float* kept, int* acc) {
   const bool last = l + 1 == p.blocks;
   for (int i = threadIdx.x; i < p.tokens * share.rows; i += kStackWorkers) {
@@ -99,7 +98,7 @@ __device__ __forceinline__ void add_rows(const StackParams& p, int l, const Stac
 }
 
 template <int GROUPS>
-__device__ __forceinline__ void work(const StackParams& p, const StackShare& share, char* shared,
+__device__ __forceinline__ void work(const StackPlan& p, const StackShare& share, char* shared,
                                      StackBarriers& barriers) {
   const StackFormat& f = p.f;
   char* const act = shared + p.s.act;
@@ -113,16 +112,15 @@ __device__ __forceinline__ void work(const StackParams& p, const StackShare& sha
   scratch.z = scratch.bc + p.tokens * sums;
   scratch.x = reinterpret_cast<int8_t*>(scratch.z + p.tokens * p.channels);
   scratch.d = scratch.x + p.tokens * p.channels;
-  scratch.partial = partial;
   const bool distributed = p.tokens >= kStackDistributed;
   // The rows that this thread block normalizes and transforms, and where they go.
-  const int first_row = distributed ? blockIdx.x : 0, end_row = min(p.tokens, distributed ? first_row + 1 : p.tokens);
+  const int first_row = distributed ? blockIdx.x : 0, row_step = distributed ? p.grid : 1;
   const auto operand_row = [&](int m, int columns) {
     return distributed ? p.bytes + static_cast<int64_t>(m) * columns
                        : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
   };
   const StackTiles in(2 * share.channels, f.model, p.s.slot_columns), out(share.rows, f.inner, p.s.slot_columns);
-  StackRing ring{shared, &barriers};
+  StackRing ring(shared, &barriers);
   StackGrid grid(p);
   for (int i = threadIdx.x; i < max(round_up(2 * p.channels, 16), round_up(p.rows, 16)) * 8 * GROUPS; i += kStackWorkers)
     acc[i] = 0;
@@ -138,7 +136,7 @@ __device__ __forceinline__ void work(const StackParams& p, const StackShare& sha
     barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
     const uint32_t first_state = first_window(p, share, numbers);
 #pragma unroll 1
-    for (int m = first_row; m < end_row; ++m)
+    for (int m = first_row; m < p.tokens; m += row_step)
       norm_row(p, l, m, numbers, raw, partial, reinterpret_cast<uint32_t*>(operand_row(m, f.model)));
     if (distributed) {
       grid.meet();
@@ -158,8 +156,8 @@ __device__ __forceinline__ void work(const StackParams& p, const StackShare& sha
     if (f.rotate) {
       team_sync();
 #pragma unroll 1
-      for (int m = first_row; m < end_row; ++m)
-        rotate_row(p, p.g + static_cast<int64_t>(m) * f.inner, l + 1, numbers.single(kGScale), raw,
+      for (int m = first_row; m < p.tokens; m += row_step)
+        rotate_row(p, p.g + static_cast<int64_t>(m) * f.inner, l + 1, numbers.one(kGScale), raw,
                    operand_row(m, f.inner));
     }
     if (distributed || !f.rotate) {
@@ -176,12 +174,14 @@ __device__ __forceinline__ void work(const StackParams& p, const StackShare& sha
 }
 
 template <int GROUPS>
-__global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __grid_constant__ StackParams p) {
+__global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __grid_constant__ StackParams params) {
   extern __shared__ __align__(128) char memory[];
   __shared__ StackBarriers barriers;
-  const StackShare share(p);
+  __shared__ StackPlan p;
+  for (int i = threadIdx.x; i < static_cast<int>(sizeof(StackPlan) / 4); i += kStackThreads)
+    reinterpret_cast<int*>(&p)[i] = reinterpret_cast<const int*>(&params.plan)[i];
   if (threadIdx.x == 0) {
-    for (int i = 0; i < p.s.slots; ++i) {
+    for (int i = 0; i < params.plan.s.slots; ++i) {
       barrier_init(&barriers.full[i], 1);
       barrier_init(&barriers.empty[i], kTeamWarps);
     }
@@ -189,16 +189,16 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
       barrier_init(&barriers.staged[i], 2 * kStackStagers);
       barrier_init(&barriers.spent[i], kStackWorkers);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    barriers_ready();
   }
   __syncthreads();
+  const StackShare share(p);
   if (threadIdx.x < kStackWorkers) {
     work<GROUPS>(p, share, memory, barriers);
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {
-    stage_blocks(p, share, memory, barriers);
+    stage_blocks(p, params.block, share, memory, barriers);
   } else {
-    stream_weights(p, share, memory, barriers);
+    stream_weights(p, params.block, share, memory, barriers);
   }
 }
 

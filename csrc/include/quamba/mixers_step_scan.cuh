@@ -15,11 +15,10 @@ struct StackScratch {
   float* z;     // (tokens, channels), SiLU's argument
   int8_t* d;    // (tokens, R)
   float* bc;    // (tokens, R + 2 N): d, B and C before and after their norms; of d nothing is left
-  float* partial;
 };
 
 // The convolution's state of a worker's first channel, asked for before it is needed.
-__device__ __forceinline__ uint32_t first_window(const StackParams& p, const StackShare& share,
+__device__ __forceinline__ uint32_t first_window(const StackPlan& p, const StackShare& share,
                                                  const StackNumbers& numbers) {
   if (p.f.width != 4 || threadIdx.x >= p.tokens * share.channels) return 0;
   const int m = threadIdx.x / share.channels, c = threadIdx.x - m * share.channels;
@@ -28,12 +27,12 @@ __device__ __forceinline__ uint32_t first_window(const StackParams& p, const Sta
 
 // x0 and z from their sums, the convolution, x.
 template <int GROUPS>
-__device__ __forceinline__ void convolve(const StackParams& p, const StackShare& share,
+__device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& share,
                                          const StackNumbers& numbers, uint32_t first_state, int* acc,
                                          const StackScratch& scratch) {
   const int width = p.f.width;
   const StackBlock& b = numbers.block();
-  const int8_t* const taps = numbers.taps();
+  const int8_t* const taps = numbers.all<int8_t>(kTaps);
   for (int i = threadIdx.x; i < p.tokens * share.channels; i += kStackWorkers) {
     const int m = i / share.channels, c = i - m * share.channels;
     int8_t* const state =
@@ -68,9 +67,9 @@ __device__ __forceinline__ void convolve(const StackParams& p, const StackShare&
 }
 
 // The thread block's columns of W_x, added to the sums of all.
-__device__ __forceinline__ void add_products(const StackParams& p, int l, const StackShare& share,
+__device__ __forceinline__ void add_products(const StackPlan& p, int l, const StackShare& share,
                                              const int* x_weight, const StackScratch& scratch) {
-  const int sums = p.f.rank + 2 * p.f.states, words = share.channels / 4, pitch = (p.channels / 4) | 1;
+  const int sums = p.f.rank + 2 * p.f.states, words = share.channels / 4, pitch = p.s.x_weight_pitch;
   const int* const x = reinterpret_cast<const int*>(scratch.x);
   for (int i = threadIdx.x; i < sums * p.tokens; i += kStackWorkers) {
     const int m = i / sums, r = i - m * sums;
@@ -82,12 +81,12 @@ __device__ __forceinline__ void add_products(const StackParams& p, int l, const 
 }
 
 // d, B and C from the sums of W_x: in every thread block, for all of its channels need them.
-__device__ __forceinline__ void split_sums(const StackParams& p, int l, const StackNumbers& numbers,
+__device__ __forceinline__ void split_sums(const StackPlan& p, int l, const StackNumbers& numbers,
                                            const StackScratch& scratch) {
   const int rank = p.f.rank, size = p.f.states, sums = rank + 2 * size;
   const unsigned long long* const from = p.dbc + static_cast<int64_t>(l) * p.tokens * sums;
   const auto put = [&](int m, int r, float v) {
-    const float scale = numbers.dbc(r);
+    const float scale = numbers.one(kDbcScale, r);
     const int8_t byte = byte_of(v, scale);
     if (r < rank) {
       scratch.d[m * rank + r] = byte;
@@ -137,7 +136,7 @@ __device__ __forceinline__ void split_sums(const StackParams& p, int l, const St
     const float factor = rsqrtf(squares / static_cast<float>(end - begin) + numbers.block().dbc_eps);
     for (int r = begin + lane; r < end; r += 32) {
       float v = scratch.bc[m * sums + r] * factor;
-      if (numbers.block().d_norm_weight) v *= numbers.dbc_norm(r);
+      if (p.f.has_norms) v *= numbers.dbc_norm(r);
       put(m, r, v);
     }
   }
@@ -145,7 +144,7 @@ __device__ __forceinline__ void split_sums(const StackParams& p, int l, const St
 }
 
 // The first states of a lane for channel `i` of all sequences' channels; zero where there is none.
-__device__ __forceinline__ float4 state_piece(const StackParams& p, const StackShare& share,
+__device__ __forceinline__ float4 state_piece(const StackPlan& p, const StackShare& share,
                                               const StackNumbers& numbers, int i) {
   const int n = 4 * (threadIdx.x & 3);
   if (i >= p.tokens * share.channels || n >= p.f.states) return make_float4(0, 0, 0, 0);
@@ -155,13 +154,13 @@ __device__ __forceinline__ float4 state_piece(const StackParams& p, const StackS
 }
 
 // W_dt, softplus, the recurrence and the gate; four lanes a channel.
-__device__ __forceinline__ void scan(const StackParams& p, int l, const StackShare& share,
+__device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare& share,
                                      const StackNumbers& numbers, float4 ahead, const StackScratch& scratch) {
   const int size = p.f.states, rank = p.f.rank, sums = rank + 2 * size;
   const StackBlock& b = numbers.block();
-  const float* const A = numbers.A();
-  const int* const dt_weight = numbers.dt_weight();
-  const int words = rank / 4, pitch = words | 1, j = threadIdx.x & 3;
+  const float* const A = numbers.all<float>(kA);
+  const int* const dt_weight = numbers.all<int>(kDtWeight);
+  const int words = rank / 4, j = threadIdx.x & 3;
   for (int i0 = 0; i0 < p.tokens * share.channels; i0 += kStackWorkers / 4) {
     const int i = i0 + threadIdx.x / 4;
     const bool live = i < p.tokens * share.channels;
@@ -172,13 +171,13 @@ __device__ __forceinline__ void scan(const StackParams& p, int l, const StackSha
     const int* const d = reinterpret_cast<const int*>(scratch.d + m * rank);
     int sum = 0;
 #pragma unroll 4
-    for (int w = j; w < words; w += 4) sum = __dp4a(dt_weight[c * pitch + w], d[w], sum);
+    for (int w = j; w < words; w += 4) sum = __dp4a(dt_weight[c * words + w], d[w], sum);
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     float dt = __fmul_rn(static_cast<float>(sum), numbers.dt_weight_scale(c));
-    const float dt_scale = b.dt_scale ? numbers.dt(c) : 1.0f;
-    if (b.dt_scale) dt = static_cast<float>(byte_of(dt, dt_scale));
-    dt = softplus(fmaf(dt, dt_scale, numbers.dt_bias(c)));
+    const float dt_scale = p.f.has_dt_scale ? numbers.dt(c) : 1.0f;
+    if (p.f.has_dt_scale) dt = static_cast<float>(byte_of(dt, dt_scale));
+    dt = softplus(fmaf(dt, dt_scale, numbers.one(kDtBias, c)));
     const float x = static_cast<float>(scratch.x[m * p.channels + c]) * numbers.scan_x(c), dtx = dt * x;
     float y = 0.0f;
     for (int n = 4 * j; n < size; n += 16) {
@@ -196,13 +195,13 @@ __device__ __forceinline__ void scan(const StackParams& p, int l, const StackSha
     y += __shfl_xor_sync(0xffffffffu, y, 1);
     y += __shfl_xor_sync(0xffffffffu, y, 2);
     if (!live || j != 0) continue;
-    y = fmaf(numbers.skip(c), x, y);
+    y = fmaf(numbers.one(kSkip, c), x, y);
     y *= silu(scratch.z[m * p.channels + c]);
     const int64_t at = static_cast<int64_t>(m) * p.f.inner + share.channel + c;
     if (p.f.rotate) {
       store_tagged(p.g + at, y, l + 1);
     } else {
-      p.bytes[at] = byte_of(y, numbers.single(kGScale));
+      p.bytes[at] = byte_of(y, numbers.one(kGScale));
     }
   }
 }

@@ -12,7 +12,7 @@ __device__ __forceinline__ void team_sync() { asm volatile("bar.sync 1, %0;" ::"
 // The workers of all thread blocks meet: what any wrote before arriving is there for all after waiting.
 class StackGrid {
  public:
-  __device__ explicit StackGrid(const StackParams& p) : counter_(p.counter), grid_(p.grid) {}
+  __device__ explicit StackGrid(const StackPlan& p) : counter_(p.counter), grid_(p.grid) {}
   __device__ void meet() {
     goal_ += grid_;
     team_sync();

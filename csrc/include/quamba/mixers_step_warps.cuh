@@ -22,8 +22,18 @@ __device__ __forceinline__ void barrier_init(uint64_t* barrier, int count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
 }
 
+__device__ __forceinline__ void barriers_ready() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
 __device__ __forceinline__ void barrier_arrive(uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+
+// Arrives once the thread's copies have.
+__device__ __forceinline__ void barrier_arrive_copied(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 __device__ __forceinline__ void barrier_expect(uint64_t* barrier, int bytes) {
@@ -59,7 +69,7 @@ struct StackShare {
   int channel, channels;  // the first of D, and how many
   int row, rows;          // of E
 
-  __device__ explicit StackShare(const StackParams& p) {
+  __device__ explicit StackShare(const StackPlan& p) {
     channel = blockIdx.x * p.channels;
     channels = max(0, min(p.channels, p.f.inner - channel));
     row = blockIdx.x * p.rows;
@@ -83,8 +93,8 @@ struct StackTiles {
 // Walks over the slots of the whole stack.
 class StackCursor {
  public:
-  __device__ StackCursor(const StackParams& p, const StackShare& share)
-      : p_(p), share_(share), in_(2 * share.channels, p.f.model, p.s.slot_columns), out_(share.rows, p.f.inner, p.s.slot_columns) {
+  __device__ StackCursor(const StackPlan& p, const StackBlock* blocks, const StackShare& share)
+      : p_(p), blocks_(blocks), share_(share), in_(2 * share.channels, p.f.model, p.s.slot_columns), out_(share.rows, p.f.inner, p.s.slot_columns) {
     skip_empty();
   }
   __device__ bool done() const { return block_ >= p_.blocks; }
@@ -93,7 +103,7 @@ class StackCursor {
   __device__ int pitch() const { return operand_pitch(now().slot_columns); }
   // Row `i` of the slot.
   __device__ const int8_t* row(int i) const {
-    const StackBlock& b = p_.block[block_];
+    const StackBlock& b = blocks_[block_];
     const int mine = tile_ * now().tile_rows + i;
     const int64_t column = piece_ * now().slot_columns;
     if (second_) return b.out_weight + static_cast<int64_t>(share_.row + mine) * p_.f.inner + column;
@@ -121,18 +131,19 @@ class StackCursor {
     if (now().tiles == 0) block_ = p_.blocks;
   }
 
-  const StackParams& p_;
+  const StackPlan& p_;
+  const StackBlock* const blocks_;
   const StackShare share_;
   const StackTiles in_, out_;
   int block_ = 0, tile_ = 0, piece_ = 0;
   bool second_ = false;
 };
 
-__device__ __forceinline__ void stream_weights(const StackParams& p, const StackShare& share, char* shared,
-                                               StackBarriers& barriers) {
+__device__ __forceinline__ void stream_weights(const StackPlan& p, const StackBlock* blocks,
+                                               const StackShare& share, char* shared, StackBarriers& barriers) {
   const int lane = threadIdx.x & 31;
   int slot = 0, round = 0, late = 0, late_round = 0, issued = 0;
-  for (StackCursor now(p, share); !now.done(); now.next()) {
+  for (StackCursor now(p, blocks, share); !now.done(); now.next()) {
     // Requests beyond what keeps the memory busy would only delay the workers' own, which share the way to it.
     if (issued >= p.flight) {
       barrier_wait(&barriers.full[late], late_round & 1);
@@ -149,151 +160,102 @@ __device__ __forceinline__ void stream_weights(const StackParams& p, const Stack
   }
 }
 
-__device__ __forceinline__ void copy_word(char* to, const char* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
+__device__ __forceinline__ void copy_piece(char* to, const char* from, int width) {
+  const uint32_t address = shared_address(to);
+  if (width == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  } else if (width == 8) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(from) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
+  }
 }
 
-// Copies `bytes`, a multiple of 4, to offset `to` of the buffer; what is absent stays what it was.
-static __device__ __noinline__ void stage(char* to, const void* from, int bytes, int thread) {
-  if (from == nullptr) return;
-#pragma unroll 1
-  for (int i = 4 * thread; i < bytes; i += 4 * kStackStagers) copy_word(to + i, static_cast<const char*>(from) + i);
-}
-
-// `count` scales from index `first` on, or the one there is.
-__device__ __forceinline__ void stage_scale(char* to, const float* from, int stride, int64_t first, int count,
-                                            int thread) {
-  if (from != nullptr) stage(to, from + first * stride, stride ? 4 * count : 4, thread);
-}
-
-__device__ __forceinline__ void stage_vector(char* to, const void* from, Type type, int64_t first, int count,
-                                             int thread) {
-  const int size = size_of(type);
-  if (from != nullptr) stage(to, static_cast<const char*>(from) + first * size, count * size, thread);
-}
-
-// Not inline: its addresses would take registers from the workers.
-static __device__ __noinline__ void stage_blocks(const StackParams& p, const StackShare& share, char* shared,
-                                             StackBarriers& barriers) {
+// Not inline: the workers would lose registers, and room in the cache of instructions.
+static __device__ __noinline__ void stage_blocks(const StackPlan& p, const StackBlock* blocks,
+                                                 const StackShare& share, char* shared, StackBarriers& barriers) {
   const StackFormat& f = p.f;
   const int thread = threadIdx.x - kStackWorkers, sums = f.rank + 2 * f.states, count = share.channels;
-  const int words = count / 4, pitch = (p.channels / 4) | 1;
-  const int dt_words = f.rank / 4, dt_pitch = dt_words | 1;
   const int64_t first = share.channel;
+  const int x_width = count % 16 == 0 && f.inner % 16 == 0 && p.channels % 16 == 0 ? 16
+                      : count % 8 == 0 && p.channels % 8 == 0                    ? 8
+                                                                                 : 4;
+  const int pieces = count / x_width;
+#pragma unroll 1
   for (int l = 0; l < p.blocks; ++l) {
-    const StackBlock& b = p.block[l];
+    const StackBlock& b = blocks[l];
     // The states will be read and written by the workers: only the second-level cache may hold them beforehand.
     const int lines = divide_up(count * f.states * 4, 128);
+#pragma unroll 1
     for (int i = thread; i < p.tokens * lines; i += kStackStagers)
       prefetch_line(b.ssm_state + i / lines * f.ssm_batch + first * f.states + i % lines * 32);
+#pragma unroll 1
     for (int m = thread; m < p.tokens; m += kStackStagers)
+#pragma unroll 1
       for (int i = 0; i < count * f.width; i += 128)
         prefetch_line(b.conv_state + m * f.conv_batch + first * f.width + i);
 
     barrier_wait(&barriers.spent[l & 1], ((l >> 1) & 1) ^ 1);
     char* const buffer = shared + p.s.buffer[l & 1];
-    const auto field = [&](int i) { return buffer + p.s.fields + i * p.s.field_bytes; };
-#pragma unroll 4
-    for (int i = thread; i < sums * words; i += kStackStagers) {
-      const int r = i / words, w = i - r * words;
-      copy_word(buffer + p.s.x_weight + (r * pitch + w) * 4,
-                reinterpret_cast<const char*>(b.x_weight + static_cast<int64_t>(r) * f.inner + first) + 4 * w);
-    }
-    const char* const dt_from = reinterpret_cast<const char*>(b.dt_weight + first * f.rank);
-#pragma unroll 4
-    for (int i = thread; i < count * dt_words; i += kStackStagers) {
-      const int c = i / dt_words, w = i - c * dt_words;
-      copy_word(buffer + p.s.dt_weight + (c * dt_pitch + w) * 4, dt_from + 4 * i);
-    }
-    stage(buffer + p.s.A, b.A + first * f.states, count * f.states * 4, thread);
-    stage(buffer + p.s.taps, b.conv_weight + first * f.width, count * f.width, thread);
-    stage_scale(field(kInX), b.in_weight_scale, f.in_weight_scale, first, count, thread);
-    stage_scale(field(kInZ), b.in_weight_scale, f.in_weight_scale, f.inner + first, count, thread);
-    stage_vector(field(kBiasX), b.in_bias, f.in_bias, first, count, thread);
-    stage_vector(field(kBiasZ), b.in_bias, f.in_bias, f.inner + first, count, thread);
-    stage_scale(field(kScaleX), b.xz_scale, 1, first, count, thread);
-    stage_scale(field(kScaleZ), b.xz_scale, 1, f.inner + first, count, thread);
-    stage_scale(field(kConvScale), b.conv_weight_scale, f.conv_weight_scale, first, count, thread);
-    stage_vector(field(kConvBias), b.conv_bias, f.conv_bias, first, count, thread);
-    stage_scale(field(kXScale), b.x_scale, f.x_scale, first, count, thread);
-    stage_scale(field(kScanScale), b.x_scan_scale, f.x_scan_scale, first, count, thread);
-    stage_scale(field(kDtWeightScale), b.dt_weight_scale, f.dt_weight_scale, first, count, thread);
-    stage_scale(field(kDtScale), b.dt_scale, f.dt_scale, first, count, thread);
-    stage_vector(field(kDtBias), b.dt_bias, f.dt_bias, first, count, thread);
-    stage_vector(field(kSkip), b.D, f.D, first, count, thread);
-    stage_scale(buffer + p.s.dbc, b.x_weight_scale, f.x_weight_scale, 0, sums, thread);
-    stage_scale(buffer + p.s.dbc + 4 * sums, b.dbc_scale, 1, 0, sums, thread);
-    char* const norms = buffer + p.s.dbc + 8 * sums;
-    const int size = size_of(f.dbc_norm_weight);
-    stage_vector(norms, b.d_norm_weight, f.dbc_norm_weight, 0, f.rank, thread);
-    stage_vector(norms + f.rank * size, b.B_norm_weight, f.dbc_norm_weight, 0, f.states, thread);
-    stage_vector(norms + (f.rank + f.states) * size, b.C_norm_weight, f.dbc_norm_weight, 0, f.states, thread);
-    stage_scale(buffer + p.s.out, b.out_weight_scale, f.out_weight_scale, share.row, share.rows, thread);
-    stage_vector(buffer + p.s.out + 4 * p.rows, b.out_bias, f.out_bias, share.row, share.rows, thread);
-    stage_scale(buffer + p.s.single + 4 * kUScale, b.u_scale, 0, 0, 1, thread);
-    stage_scale(buffer + p.s.single + 4 * kXInScale, b.x_in_scale, 0, 0, 1, thread);
-    stage_scale(buffer + p.s.single + 4 * kGScale, b.g_scale, 0, 0, 1, thread);
-    stage_vector(buffer + p.s.norm, b.norm_weight, f.norm_weight, 0, f.model, thread);
     int* const block = reinterpret_cast<int*>(buffer + p.s.block);
+#pragma unroll 1
     for (int i = thread; i < static_cast<int>(sizeof(StackBlock) / 4); i += kStackStagers)
       block[i] = reinterpret_cast<const int*>(&b)[i];
+#pragma unroll 1
+    for (int field = 0; field < kStackFields; ++field) {
+      const char* const from = static_cast<const char*>(b.field[field]);
+      if (from == nullptr) continue;
+      const StackCopy& copy = p.s.copy[field];
+      const int begin = blockIdx.x * copy.stride, bytes = min(copy.bytes, copy.total - begin);
+#pragma unroll 1
+      for (int i = thread * copy.width; i < bytes; i += kStackStagers * copy.width)
+        copy_piece(buffer + copy.to + i, from + begin + i, copy.width);
+    }
+#pragma unroll 1
+    for (int i = thread; i < sums * pieces; i += kStackStagers) {
+      const int r = i / pieces, at = (i - r * pieces) * x_width;
+      copy_piece(buffer + p.s.x_weight + r * p.s.x_weight_pitch * 4 + at,
+                 reinterpret_cast<const char*>(b.x_weight) + static_cast<int64_t>(r) * f.inner + first + at, x_width);
+    }
     barrier_arrive(&barriers.staged[l & 1]);
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(&barriers.staged[l & 1]))
-                 : "memory");
+    barrier_arrive_copied(&barriers.staged[l & 1]);
   }
 }
 
 // What the stagers copied for one block of the stack, as the workers read it.
 class StackNumbers {
  public:
-  __device__ StackNumbers(const StackParams& p, const char* buffer)
-      : p_(p), b_(*reinterpret_cast<const StackBlock*>(buffer + p.s.block)), buffer_(buffer) {}
-  __device__ const StackBlock& block() const { return b_; }
-  __device__ AnyVector norm_weight() const { return {buffer_ + p_.s.norm, p_.f.norm_weight}; }
+  __device__ StackNumbers(const StackPlan& p, const char* buffer) : p_(p), buffer_(buffer) {}
+  __device__ const StackBlock& block() const { return *reinterpret_cast<const StackBlock*>(buffer_ + p_.s.block); }
   __device__ const int* x_weight() const { return reinterpret_cast<const int*>(buffer_ + p_.s.x_weight); }
-  __device__ const int* dt_weight() const { return reinterpret_cast<const int*>(buffer_ + p_.s.dt_weight); }
-  __device__ const float* A() const { return reinterpret_cast<const float*>(buffer_ + p_.s.A); }
-  __device__ const int8_t* taps() const { return reinterpret_cast<const int8_t*>(buffer_ + p_.s.taps); }
-  __device__ float single(int which) const { return floats(p_.s.single)[which]; }
+  template <typename T>
+  __device__ const T* all(StackField field) const {
+    return reinterpret_cast<const T*>(buffer_ + p_.s.copy[field].to);
+  }
+  __device__ float one(StackField field, int i = 0) const { return all<float>(field)[i]; }
   __device__ float in(bool z, int c) const {
-    return __fmul_rn(single(kUScale), field(z ? kInZ : kInX, c * p_.f.in_weight_scale));
+    return __fmul_rn(one(kUScale), one(z ? kInZ : kInX, c * p_.f.in_weight_scale));
   }
-  __device__ float bias(bool z, int c) const { return vector(z ? kBiasZ : kBiasX, b_.in_bias, p_.f.in_bias, c); }
-  __device__ float scale(bool z, int c) const { return field(z ? kScaleZ : kScaleX, c); }
-  __device__ float conv(int c) const { return scale(false, c) * field(kConvScale, c * p_.f.conv_weight_scale); }
-  __device__ float conv_bias(int c) const { return vector(kConvBias, b_.conv_bias, p_.f.conv_bias, c); }
-  __device__ float x(int c) const { return field(kXScale, c * p_.f.x_scale); }
-  __device__ float scan_x(int c) const { return field(kScanScale, c * p_.f.x_scan_scale); }
+  __device__ float bias(bool z, int c) const { return p_.f.has_in_bias ? one(z ? kBiasZ : kBiasX, c) : 0.0f; }
+  __device__ float scale(bool z, int c) const { return one(z ? kScaleZ : kScaleX, c); }
+  __device__ float conv(int c) const { return one(kScaleX, c) * one(kConvScale, c * p_.f.conv_weight_scale); }
+  __device__ float conv_bias(int c) const { return p_.f.has_conv_bias ? one(kConvBias, c) : 0.0f; }
+  __device__ float x(int c) const { return one(kXScale, c * p_.f.x_scale); }
+  __device__ float scan_x(int c) const { return one(kScanScale, c * p_.f.x_scan_scale); }
   __device__ float dt_weight_scale(int c) const {
-    return __fmul_rn(dbc(0), field(kDtWeightScale, c * p_.f.dt_weight_scale));
+    return __fmul_rn(one(kDbcScale), one(kDtWeightScale, c * p_.f.dt_weight_scale));
   }
-  __device__ float dt(int c) const { return field(kDtScale, c * p_.f.dt_scale); }
-  __device__ float dt_bias(int c) const { return vector(kDtBias, b_.dt_bias, p_.f.dt_bias, c); }
-  __device__ float skip(int c) const { return vector(kSkip, b_.D, p_.f.D, c); }
-  __device__ float x_sum(int r) const {
-    return __fmul_rn(single(kXInScale), floats(p_.s.dbc)[r * p_.f.x_weight_scale]);
-  }
-  __device__ float dbc(int r) const { return floats(p_.s.dbc)[p_.f.rank + 2 * p_.f.states + r]; }
+  __device__ float dt(int c) const { return one(kDtScale, c * p_.f.dt_scale); }
+  __device__ float x_sum(int r) const { return __fmul_rn(one(kXInScale), one(kXSumScale, r * p_.f.x_weight_scale)); }
   __device__ float dbc_norm(int r) const {
-    const int offset = p_.s.dbc + 8 * (p_.f.rank + 2 * p_.f.states);
-    return AnyVector{buffer_ + offset, p_.f.dbc_norm_weight}[r];
+    const int rank = p_.f.rank, size = p_.f.states;
+    return r < rank ? one(kDNorm, r) : r < rank + size ? one(kBNorm, r - rank) : one(kCNorm, r - rank - size);
   }
-  __device__ float out(int e) const {
-    return __fmul_rn(single(kGScale), floats(p_.s.out)[e * p_.f.out_weight_scale]);
-  }
-  __device__ float out_bias(int e) const {
-    return b_.out_bias ? AnyVector{buffer_ + p_.s.out + 4 * p_.rows, p_.f.out_bias}[e] : 0.0f;
-  }
+  __device__ float out(int e) const { return __fmul_rn(one(kGScale), one(kOutScale, e * p_.f.out_weight_scale)); }
+  __device__ float out_bias(int e) const { return p_.f.has_out_bias ? one(kOutBias, e) : 0.0f; }
 
  private:
-  __device__ const float* floats(int offset) const { return reinterpret_cast<const float*>(buffer_ + offset); }
-  __device__ float field(int i, int c) const { return floats(p_.s.fields + i * p_.s.field_bytes)[c]; }
-  __device__ float vector(int i, const void* data, Type type, int c) const {
-    return data ? AnyVector{buffer_ + p_.s.fields + i * p_.s.field_bytes, type}[c] : 0.0f;
-  }
-
-  const StackParams& p_;
-  const StackBlock& b_;
+  const StackPlan& p_;
   const char* buffer_;
 };
 

@@ -1,0 +1,150 @@
+"""Times every kernel of linear over the shapes of known models and writes the table that the build reads:
+`python benchmarks/tune_linear.py [--write] [--times FILE] [--only REGEX]`.
+
+For each weight (N, K) of a model and each number of rows M, every kernel that takes the shape runs in a CUDA graph over
+inputs that leave the L2 cache. The table names the fastest; between neighbours in M it changes only where that gains
+more than a percent. Other shapes go by the model in csrc/linear_choice.cu, whose loss on these is printed.
+`--write` replaces csrc/linear_table.json; build again for it to take effect.
+"""
+
+import argparse
+import json
+import os
+import re
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from ops_cuda import half, int8, scale, time_graph
+
+from quamba import ops
+
+TABLE = Path(__file__).resolve().parents[1] / "csrc" / "linear_table.json"
+FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
+TILES = ("128x256", "128x192", "128x128", "64x64")
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+MARGIN = 0.01
+CACHE_BYTES = 128 << 20
+POOL_BYTES = 512 << 20
+
+# E, D, R and the vocabulary: mamba-130m to 2.8b, falcon-mamba-7b, jamba.
+MODELS = (
+    (768, 1536, 48, 50280),
+    (1024, 2048, 64, 50280),
+    (1536, 3072, 96, 50280),
+    (2048, 4096, 128, 50280),
+    (2560, 5120, 160, 50280),
+    (4096, 8192, 256, 65024),
+    (4096, 8192, 256, 65536),
+)
+STATES = 16
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight (columns, inner) of a model, and what the model makes of the product."""
+
+    columns: int
+    inner: int
+    quantized: bool  # int8 out, else float16
+    residual: bool
+    most_rows: int
+
+
+def weights() -> list[Weight]:
+    """W_in, W_x, W_dt, W_out and the head of every model, each shape once."""
+    found = {}
+    for width, inner, rank, vocabulary in MODELS:
+        for weight in (
+            Weight(2 * inner, width, True, False, ROWS[-1]),
+            Weight(rank + 2 * STATES, inner, True, False, ROWS[-1]),
+            Weight(inner, rank, True, False, ROWS[-1]),
+            Weight(width, inner, False, True, ROWS[-1]),
+            Weight(vocabulary, width, False, False, 512),
+        ):
+            found.setdefault((weight.columns, weight.inner), weight)
+    return list(found.values())
+
+
+def kernels(rows: int) -> list[str]:
+    """Those that take this many rows of x."""
+    few = [name for name in FEW if rows <= (1 if name == "dot" else 32)]
+    return few + [name for name in TILES if rows >= 16]
+
+
+def choices(times: dict[int, dict[str, float]], margin: float = MARGIN) -> list[tuple[int, str]]:
+    """(rows at most, kernel), ascending: the fastest, or the one for fewer rows where it loses less than the margin."""
+    result: list[tuple[int, str]] = []
+    for rows in sorted(times):
+        best = min(times[rows], key=lambda name: times[rows][name])
+        before = result[-1][1] if result else None
+        if before in times[rows] and times[rows][before] <= times[rows][best] * (1 + margin):
+            result[-1] = (rows, before)
+        else:
+            result.append((rows, best))
+    return result
+
+
+def inputs(weight: Weight, rows: int, pool: torch.Tensor) -> list[tuple]:
+    """Sets of arguments; the weights lie in the pool, one after the other."""
+    n, k = weight.columns, weight.inner
+    out_bytes = rows * n * (1 if weight.quantized else 2 + 2 * weight.residual)
+    count = min(max(2, CACHE_BYTES // (n * k + rows * k + out_bytes)), 100)
+    dtype = torch.int8 if weight.quantized else torch.float16
+    scales = scale(), scale(n), scale(n) * 300 if weight.quantized else None
+    x = int8(rows, k)
+    residual = half(rows, n) if weight.residual else None
+    sets = []
+    for i in range(count):
+        start = i * n * k % (pool.numel() - n * k) // 256 * 256
+        matrix = pool[start : start + n * k].view(n, k)
+        sets.append((x, scales[0], matrix, scales[1], None, residual, scales[2], dtype))
+    return sets
+
+
+def measure(weight: Weight, rows: int, pool: torch.Tensor) -> dict[str, float]:
+    """Microseconds of a call by kernel; "model" is what the model chooses."""
+    sets, times = inputs(weight, rows, pool), {}
+    for name in ("model", *kernels(rows)):
+        os.environ["QUAMBA_LINEAR_KERNEL"] = name
+        times[name] = round(time_graph(ops.linear, sets, replays=4)[0], 2)
+    del os.environ["QUAMBA_LINEAR_KERNEL"]
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"replace {TABLE.name}")
+    parser.add_argument("--times", help="write every time there, as JSON")
+    parser.add_argument("--only", default="", help="weights whose NxK this expression finds; not with --write")
+    arguments = parser.parse_args()
+    if arguments.write and arguments.only:
+        parser.error("--write replaces the whole table: it takes no --only")
+    pool = int8(POOL_BYTES)
+    shapes, everything, loss = [], [], []
+    for weight in weights():
+        if not re.search(arguments.only, f"{weight.columns}x{weight.inner}"):
+            continue
+        times = {rows: measure(weight, rows, pool) for rows in ROWS if rows <= weight.most_rows}
+        modelled = {rows: row.pop("model") for rows, row in times.items()}
+        loss += [modelled[rows] / min(row.values()) - 1 for rows, row in times.items()]
+        chosen = choices(times)
+        shapes.append({"columns": weight.columns, "inner": weight.inner, "choices": chosen})
+        everything.append({"columns": weight.columns, "inner": weight.inner, "model": modelled, "times": times})
+        print(f"{weight.columns}x{weight.inner}: {', '.join(f'<= {rows} {name}' for rows, name in chosen)}", flush=True)
+        if arguments.times:
+            Path(arguments.times).write_text(json.dumps(everything))
+    print(f"the model loses {sum(loss) / len(loss):.1%} to the fastest in the mean, {max(loss):.0%} at most")
+    if arguments.write:
+        device, versions = torch.cuda.get_device_name(), f"torch {torch.__version__}"
+        table = {"measured": f"{device}, {versions}, {date.today()}", "shapes": shapes}
+        lines = ",\n".join(f"    {json.dumps(shape)}" for shape in shapes)
+        text = f'{{\n  "measured": {json.dumps(table["measured"])},\n  "shapes": [\n{lines}\n  ]\n}}\n'
+        beside = TABLE.with_suffix(".part")
+        beside.write_text(text)
+        beside.replace(TABLE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+#include "linear_choice.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <tuple>
+
+#include "linear_table.h"
+#include "op.h"
+
+namespace quamba {
+namespace {
+
+struct TileCost {
+  LinearKernel kernel;
+  int64_t rows, columns;
+  double cost;  // of one tile per unit of K, relative: measured rates differ (benchmarks/NOTES.md)
+};
+
+constexpr TileCost kTiles[] = {
+    {LinearKernel::k128x256, 128, 256, 128 * 256 * 1.00},
+    {LinearKernel::k128x192, 128, 192, 128 * 192 * 1.03},
+    {LinearKernel::k128x128, 128, 128, 128 * 128 * 1.06},
+    {LinearKernel::k64x64, 64, 64, 64 * 64 * 2.80},
+};
+
+// The tile whose passes over the device cost least; for few rows, whose time is that of reading the weight, the one
+// that gives most blocks.
+LinearKernel cheapest_tile(const LinearParams& p, int processors) {
+  const bool reading = p.columns < 32768 && p.columns * p.inner < (int64_t{64} << 20);
+  if (p.rows <= (reading ? 128 : 64)) return LinearKernel::k64x64;
+  double best_cost = 0.0;
+  LinearKernel best = LinearKernel::k64x64;
+  for (const TileCost& t : kTiles) {
+    const int64_t tiles = (p.rows + t.rows - 1) / t.rows * ((p.columns + t.columns - 1) / t.columns);
+    const double cost = static_cast<double>((tiles + processors - 1) / processors) * t.cost;
+    if (best_cost == 0.0 || cost < best_cost) best_cost = cost, best = t.kernel;
+  }
+  return best;
+}
+
+// benchmarks/tune_linear.py prints what it loses to the fastest on the shapes of the table.
+LinearKernel model(const LinearParams& p, const LinearDevice& device) {
+  if (p.rows > kFewRows) return cheapest_tile(p, device.processors);
+  const bool tiny = p.columns < 128 && p.columns * p.inner < (1 << 18);
+  if (p.rows == 1 && (p.columns >= 32768 || tiny)) return LinearKernel::kDot;
+  // More warps to a tile where there are few tiles, and each still has something to read.
+  const int64_t tiles = (p.columns + 15) / 16;
+  if (tiles >= 4 * device.processors || p.inner <= 1024) return LinearKernel::kRows4;
+  return 2 * tiles >= device.processors || p.inner <= 2048 ? LinearKernel::kRows8 : LinearKernel::kRows16;
+}
+
+// The table's entry for this weight and the next larger number of rows.
+const TableEntry* find(const LinearParams& p) {
+  const auto key = [](const auto& e) { return std::make_tuple(e.columns, e.inner, e.rows); };
+  const TableEntry* end = std::end(kTable);
+  const TableEntry* found =
+      std::lower_bound(std::begin(kTable), end, key(p), [&](const TableEntry& e, const auto& k) { return key(e) < k; });
+  return found != end && found->columns == p.columns && found->inner == p.inner ? found : nullptr;
+}
+
+constexpr struct {
+  const char* name;
+  LinearKernel kernel;
+} kNames[] = {{"dot", LinearKernel::kDot},         {"rows4", LinearKernel::kRows4},
+              {"rows8", LinearKernel::kRows8},     {"rows16", LinearKernel::kRows16},
+              {"128x256", LinearKernel::k128x256}, {"128x192", LinearKernel::k128x192},
+              {"128x128", LinearKernel::k128x128}, {"64x64", LinearKernel::k64x64}};
+
+}  // namespace
+
+// Hopper's kernels run on compute capability 9.0 alone. QUAMBA_CUDA_GEMM=sm80 forces the path of older devices.
+LinearDevice linear_device(int index) {
+  LinearDevice device{};
+  cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, index);
+#ifdef QUAMBA_SM90
+  static const char* const path = std::getenv("QUAMBA_CUDA_GEMM");
+  if (path != nullptr && std::strcmp(path, "sm80") == 0) return device;
+  int major = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+  device.hopper = major == 9;
+#endif
+  return device;
+}
+
+LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device) {
+  const LinearKernel modelled = model(p, device);
+  // Read at every call, so that one process can time them all.
+  if (const char* const name = std::getenv("QUAMBA_LINEAR_KERNEL")) {
+    for (const auto& known : kNames) {
+      if (std::strcmp(known.name, name) != 0) continue;
+      const bool possible = is_tile(known.kernel) || p.rows <= (known.kernel == LinearKernel::kDot ? 1 : kFewRows);
+      return possible ? known.kernel : modelled;
+    }
+    QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
+                 "; expected dot, rows4, rows8, rows16, 128x256, 128x192, 128x128, 64x64 or model");
+    return modelled;
+  }
+  const TableEntry* const entry = device.hopper ? find(p) : nullptr;
+  return entry ? entry->kernel : modelled;
+}
+
+}  // namespace quamba
