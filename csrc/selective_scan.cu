@@ -4,6 +4,7 @@
 
 #include "op.h"
 #include "quamba/selective_scan_copies.cuh"
+#include "quamba/selective_scan_relay.cuh"
 #include "quamba/selective_scan_step.cuh"
 #include "selective_scan_kernel.h"
 
@@ -112,6 +113,55 @@ ChunkPlan plan_chunks(ScanParams p, int device, int processors) {
   return best;
 }
 
+// Whether the rows of int8 can be copied in 8-byte pieces, and their stride be kept in 32 bits.
+bool in_pairs(const Sequence& s) {
+  return s.data == nullptr ||
+         (aligned(s.data, 8) && s.batch % 8 == 0 && s.time % 8 == 0 && s.time >= 0 && s.time <= INT32_MAX);
+}
+
+// The bytes of shared memory that a block of so many groups of channels asks for.
+int relay_bytes(int groups) {
+  constexpr int kBytes[kRelayGroups] = {RelayLayout<1>::kTotal, RelayLayout<2>::kTotal, RelayLayout<3>::kTotal,
+                                        RelayLayout<4>::kTotal, RelayLayout<5>::kTotal};
+  return kBytes[groups - 1];
+}
+
+// How many groups of channels a block has where the warps hand each other the states, or 0 for another kernel: the
+// number by which the busiest multiprocessor has least to do.
+int plan_relay(const ScanParams& p, int device, int processors) {
+  static const char* const forced = std::getenv("QUAMBA_SCAN_RELAY");  // 0 to kRelayGroups, for tuning
+  const bool fits = p.states == kRelayStates && p.channels % kRelayChannels == 0 && in_pairs(p.x) && in_pairs(p.dt) &&
+                    in_pairs(p.z) && p.B.time >= 0 && p.B.time <= INT32_MAX && p.C.time >= 0 &&
+                    p.C.time <= INT32_MAX && p.length < INT32_MAX / 2 && p.channels <= INT32_MAX / 4;
+  if (!fits || forced == nullptr) return 0;
+  int shared = 0, best = 0;
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  int64_t best_cost = 0;
+  for (int groups = kRelayGroups; groups >= 1; --groups) {
+    if ((forced && std::atoi(forced) != groups) || relay_bytes(groups) > shared) continue;
+    const int channels = groups * kRelayChannels;
+    const int64_t blocks = (p.channels + channels - 1) / channels * p.batch;
+    const int64_t cost = (blocks + processors - 1) / processors * groups;
+    if (best == 0 || cost < best_cost) best_cost = cost, best = groups;
+  }
+  return best;
+}
+
+cudaError_t launch_relay(const ScanParams& p, int groups, cudaStream_t stream) {
+  switch (groups) {
+    case 1:
+      return launch_selective_scan_relay<1>(p, stream);
+    case 2:
+      return launch_selective_scan_relay<2>(p, stream);
+    case 3:
+      return launch_selective_scan_relay<3>(p, stream);
+    case 4:
+      return launch_selective_scan_relay<4>(p, stream);
+    default:
+      return launch_selective_scan_relay<5>(p, stream);
+  }
+}
+
 Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tensor& dt,
                       const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B,
                       const OptionalTensor& B_scale, const Tensor& C, const OptionalTensor& C_scale, const Tensor& D,
@@ -138,10 +188,12 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
                      p.C.type == Type::kInt8 && (!z || p.z.type == Type::kInt8);
   const cudaStream_t stream = stream_of(x);
   ChunkPlan plan;
-  if (bytes && async && p.states % 4 == 0 && p.states <= kChunkStates)
+  const int relay = bytes && async ? plan_relay(p, x.get_device_index(), processors) : 0;
+  if (!relay && bytes && async && p.states % 4 == 0 && p.states <= kChunkStates)
     plan = plan_chunks(p, x.get_device_index(), processors);
   if (plan.lanes) p.block_channels = plan.channels;
-  const cudaError_t error = plan.lanes == 16   ? launch_selective_scan_chunks<16>(p, stream)
+  const cudaError_t error = relay              ? launch_relay(p, relay, stream)
+                            : plan.lanes == 16   ? launch_selective_scan_chunks<16>(p, stream)
                             : plan.lanes == 32 ? launch_selective_scan_chunks<32>(p, stream)
                             : p.states > 16    ? launch_selective_scan<16, 4>(p, bytes, async, stream)
                             : lanes == 8       ? launch_selective_scan<8, 2>(p, bytes, async, stream)

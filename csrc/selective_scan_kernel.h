@@ -1,5 +1,5 @@
-// The instantiations of the scan, one translation unit each (selective_scan_kernel.cu, selective_scan_chunks.cu), as the
-// dispatcher sees them.
+// The instantiations of the scan, one translation unit each (selective_scan_kernel.cu, selective_scan_chunks.cu,
+// selective_scan_relay.cu), as the dispatcher sees them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,5 +15,10 @@ cudaError_t launch_selective_scan(const ScanParams& p, bool bytes, bool async, c
 // x, dt, z, B and C int8 in aligned words; a multiple of 4 states, up to kChunkStates; LANES lanes along time.
 template <int LANES>
 cudaError_t launch_selective_scan_chunks(const ScanParams& p, cudaStream_t stream);
+
+// int8 as above, rows of x, dt and z in pieces of 8 bytes; 16 states; GROUPS of eight channels to a block, 1 to
+// kRelayGroups.
+template <int GROUPS>
+cudaError_t launch_selective_scan_relay(const ScanParams& p, cudaStream_t stream);
 
 }  // namespace quamba

@@ -57,6 +57,7 @@ def scan() -> None:
         (20480, 16, 33),
         (9, 40, 65),
         (44, 16, 530),
+        (88, 16, 530),
         (1536, 16, 520),
     ):
         wide, narrow = (1, length, channels), (1, length, states)
