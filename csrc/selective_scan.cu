@@ -127,13 +127,14 @@ int relay_bytes(int groups) {
 }
 
 // How many groups of channels a block has where the warps hand each other the states, or 0 for another kernel: the
-// number by which the busiest multiprocessor has least to do.
+// number by which the busiest multiprocessor has least to do. Short sequences do not repay the tables.
 int plan_relay(const ScanParams& p, int device, int processors) {
   static const char* const forced = std::getenv("QUAMBA_SCAN_RELAY");  // 0 to kRelayGroups, for tuning
+  static const char* const other = std::getenv("QUAMBA_SCAN_LANES");
   const bool fits = p.states == kRelayStates && p.channels % kRelayChannels == 0 && in_pairs(p.x) && in_pairs(p.dt) &&
                     in_pairs(p.z) && p.B.time >= 0 && p.B.time <= INT32_MAX && p.C.time >= 0 &&
                     p.C.time <= INT32_MAX && p.length < INT32_MAX / 2 && p.channels <= INT32_MAX / 4;
-  if (!fits || forced == nullptr) return 0;
+  if (!fits || (forced == nullptr && (other != nullptr || p.length < 512))) return 0;
   int shared = 0, best = 0;
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   int64_t best_cost = 0;
