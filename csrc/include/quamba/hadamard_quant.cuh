@@ -43,20 +43,46 @@ constexpr uint64_t base_row(int order, int row) {
   return 0;
 }
 
+// The sums of four neighbours with all signs but those of the first: bit i of the index is the sign of neighbour i + 1.
+// The rows of the base matrix have them in common, which spares them two thirds of their additions.
+template <int BASE>
+__device__ __forceinline__ void signed_sums(const float (&v)[BASE], float (&sums)[2 * BASE]) {
+#pragma unroll
+  for (int i = 0; i < BASE; i += 4) {
+    const float plus = v[i] + v[i + 1], minus = v[i] - v[i + 1];
+    const float far_plus = v[i + 2] + v[i + 3], far_minus = v[i + 2] - v[i + 3];
+#pragma unroll
+    for (int signs = 0; signs < 8; ++signs) {
+      const float far = signs == 0 || signs == 1 || signs == 6 || signs == 7 ? far_plus : far_minus;
+      sums[2 * i + signs] = (signs & 1 ? minus : plus) + (signs & 2 ? -far : far);
+    }
+  }
+}
+
 template <int BASE, int ROW>
-__device__ __forceinline__ void base_rows(const float (&v)[BASE], float* shared, int column, int power) {
+__device__ __forceinline__ void base_rows_from(const float (&sums)[2 * BASE], float* shared, int column, int power) {
   if constexpr (ROW < BASE) {
     constexpr uint64_t kBits = base_row(BASE, ROW);
     // Two sums, so that additions need not wait for each other.
-    float even = 0.0f, odd = 0.0f;
+    float part[2] = {};
 #pragma unroll
-    for (int i = 0; i < BASE; i += 2) {
-      even += (kBits >> i) & 1 ? -v[i] : v[i];
-      if (i + 1 < BASE) odd += (kBits >> (i + 1)) & 1 ? -v[i + 1] : v[i + 1];
+    for (int i = 0; i < BASE; i += 4) {
+      const int signs = static_cast<int>(kBits >> i) & 15;
+      const float sum = sums[2 * i + (signs & 1 ? ~signs >> 1 & 7 : signs >> 1)];
+      part[i / 4 & 1] += signs & 1 ? -sum : sum;
     }
-    shared[padded_index(ROW * power + column)] = even + odd;
-    base_rows<BASE, ROW + 1>(v, shared, column, power);
+    shared[padded_index(ROW * power + column)] = part[0] + part[1];
+    base_rows_from<BASE, ROW + 1>(sums, shared, column, power);
   }
+}
+
+// A column of the base matrix's product, from the same column of its operand.
+template <int BASE, int ROW>
+__device__ __forceinline__ void base_rows(const float (&v)[BASE], float* shared, int column, int power) {
+  static_assert(BASE % 4 == 0, "a base matrix is of order 1, which needs no product, or a multiple of four");
+  float sums[2 * BASE];
+  signed_sums(v, sums);
+  base_rows_from<BASE, ROW>(sums, shared, column, power);
 }
 
 template <int BASE, typename T>
