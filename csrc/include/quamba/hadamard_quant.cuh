@@ -6,6 +6,8 @@
 // neighbouring results in a thread, which rounds and writes them.
 #pragma once
 
+#include <type_traits>
+
 #include "hadamard_bases.h"
 #include "quamba/types.cuh"
 
@@ -59,8 +61,8 @@ __device__ __forceinline__ void signed_sums(const float (&v)[BASE], float (&sums
   }
 }
 
-template <int BASE, int ROW>
-__device__ __forceinline__ void base_rows_from(const float (&sums)[2 * BASE], float* shared, int column, int power) {
+template <int BASE, int ROW, typename F>
+__device__ __forceinline__ void base_rows_from(const float (&sums)[2 * BASE], F&& put) {
   if constexpr (ROW < BASE) {
     constexpr uint64_t kBits = base_row(BASE, ROW);
     // Two sums, so that additions need not wait for each other.
@@ -71,8 +73,8 @@ __device__ __forceinline__ void base_rows_from(const float (&sums)[2 * BASE], fl
       const float sum = sums[2 * i + (signs & 1 ? ~signs >> 1 & 7 : signs >> 1)];
       part[i / 4 & 1] += signs & 1 ? -sum : sum;
     }
-    shared[padded_index(ROW * power + column)] = part[0] + part[1];
-    base_rows_from<BASE, ROW + 1>(sums, shared, column, power);
+    put(ROW, part[0] + part[1]);
+    base_rows_from<BASE, ROW + 1>(sums, put);
   }
 }
 
@@ -82,7 +84,14 @@ __device__ __forceinline__ void base_rows(const float (&v)[BASE], float* shared,
   static_assert(BASE % 4 == 0, "a base matrix is of order 1, which needs no product, or a multiple of four");
   float sums[2 * BASE];
   signed_sums(v, sums);
-  base_rows_from<BASE, ROW>(sums, shared, column, power);
+  if (power % 16 == 0) {  // the padding is the same in every row
+    float* const first = shared + padded_index(column);
+    const int pitch = power + power / 16;
+    base_rows_from<BASE, ROW>(sums, [&](int row, float sum) { first[row * pitch] = sum; });
+  } else {
+    base_rows_from<BASE, ROW>(sums,
+                              [&](int row, float sum) { shared[padded_index(row * power + column)] = sum; });
+  }
 }
 
 template <int BASE, typename T>
@@ -130,18 +139,29 @@ __device__ __forceinline__ void butterflies(float (&v)[1 << LOG_RADIX]) {
       }
 }
 
-// LOG_RADIX butterfly stages at strides 2^log_stride and up, in place in shared memory.
+// LOG_RADIX butterfly stages, in place in shared memory: `step` from neighbour to neighbour there.
+template <int LOG_RADIX, typename Step>
+__device__ __forceinline__ void butterflies_at(float* first, Step step) {
+  constexpr int kRadix = 1 << LOG_RADIX;
+  float v[kRadix];
+#pragma unroll
+  for (int i = 0; i < kRadix; ++i) v[i] = first[i * step];
+  butterflies<LOG_RADIX>(v);
+#pragma unroll
+  for (int i = 0; i < kRadix; ++i) first[i * step] = v[i];
+}
+
+// LOG_RADIX butterfly stages at strides 2^log_stride, a multiple of 16, and up, in place in shared memory.
 template <int LOG_RADIX>
 __device__ __forceinline__ void middle_pass(float* shared, int order, int log_stride) {
-  constexpr int kRadix = 1 << LOG_RADIX;
   for (int u = threadIdx.x; u < order >> LOG_RADIX; u += blockDim.x) {
     const int low = u & ((1 << log_stride) - 1), first = ((u >> log_stride) << (log_stride + LOG_RADIX)) + low;
-    float v[kRadix];
-#pragma unroll
-    for (int i = 0; i < kRadix; ++i) v[i] = shared[padded_index(first + (i << log_stride))];
-    butterflies<LOG_RADIX>(v);
-#pragma unroll
-    for (int i = 0; i < kRadix; ++i) shared[padded_index(first + (i << log_stride))] = v[i];
+    float* const at = shared + padded_index(first);
+    if (log_stride == 4) {
+      butterflies_at<LOG_RADIX>(at, std::integral_constant<int, 17>());
+    } else {
+      butterflies_at<LOG_RADIX>(at, 17 << (log_stride - 4));
+    }
   }
   __syncthreads();
 }
