@@ -45,33 +45,38 @@ constexpr uint64_t base_row(int order, int row) {
   return 0;
 }
 
-// The sums of four neighbours with all signs but those of the first: bit i of the index is the sign of neighbour i + 1.
-// The rows of the base matrix have them in common, which spares them two thirds of their additions.
-template <int BASE>
-__device__ __forceinline__ void signed_sums(const float (&v)[BASE], float (&sums)[2 * BASE]) {
-#pragma unroll
-  for (int i = 0; i < BASE; i += 4) {
-    const float plus = v[i] + v[i + 1], minus = v[i] - v[i + 1];
-    const float far_plus = v[i + 2] + v[i + 3], far_minus = v[i + 2] - v[i + 3];
+// How many neighbours' sums the rows of the base matrix have in common: four spare them two thirds of their additions,
+// but take twice the registers of the values, which 512 threads have for small matrices only.
+constexpr int shared_sums(int base) { return base > 20 && base <= 40 ? 2 : 4; }
+
+// The sums of COUNT neighbours with all signs but that of the first: bit i of the index is the sign of neighbour i + 1.
+template <int COUNT>
+__device__ __forceinline__ void signed_sums(const float* v, float* sums) {
+  const float plus = v[0] + v[1], minus = v[0] - v[1];
+  if constexpr (COUNT == 2) {
+    sums[0] = plus, sums[1] = minus;
+  } else {
+    const float far_plus = v[2] + v[3], far_minus = v[2] - v[3];
 #pragma unroll
     for (int signs = 0; signs < 8; ++signs) {
       const float far = signs == 0 || signs == 1 || signs == 6 || signs == 7 ? far_plus : far_minus;
-      sums[2 * i + signs] = (signs & 1 ? minus : plus) + (signs & 2 ? -far : far);
+      sums[signs] = (signs & 1 ? minus : plus) + (signs & 2 ? -far : far);
     }
   }
 }
 
-template <int BASE, int ROW, typename F>
-__device__ __forceinline__ void base_rows_from(const float (&sums)[2 * BASE], F&& put) {
+template <int BASE, int ROW, int SIZE, typename F>
+__device__ __forceinline__ void base_rows_from(const float (&sums)[SIZE], F&& put) {
   if constexpr (ROW < BASE) {
+    constexpr int kCount = shared_sums(BASE), kSigns = 1 << (kCount - 1);
     constexpr uint64_t kBits = base_row(BASE, ROW);
     // Two sums, so that additions need not wait for each other.
     float part[2] = {};
 #pragma unroll
-    for (int i = 0; i < BASE; i += 4) {
-      const int signs = static_cast<int>(kBits >> i) & 15;
-      const float sum = sums[2 * i + (signs & 1 ? ~signs >> 1 & 7 : signs >> 1)];
-      part[i / 4 & 1] += signs & 1 ? -sum : sum;
+    for (int i = 0; i < BASE / kCount; ++i) {
+      const int signs = static_cast<int>(kBits >> (i * kCount)) & (2 * kSigns - 1);
+      const float sum = sums[i * kSigns + (signs & 1 ? ~signs >> 1 & (kSigns - 1) : signs >> 1)];
+      part[i & 1] += signs & 1 ? -sum : sum;
     }
     put(ROW, part[0] + part[1]);
     base_rows_from<BASE, ROW + 1>(sums, put);
@@ -82,8 +87,10 @@ __device__ __forceinline__ void base_rows_from(const float (&sums)[2 * BASE], F&
 template <int BASE, int ROW>
 __device__ __forceinline__ void base_rows(const float (&v)[BASE], float* shared, int column, int power) {
   static_assert(BASE % 4 == 0, "a base matrix is of order 1, which needs no product, or a multiple of four");
-  float sums[2 * BASE];
-  signed_sums(v, sums);
+  constexpr int kCount = shared_sums(BASE), kSigns = 1 << (kCount - 1);
+  float sums[BASE / kCount * kSigns];
+#pragma unroll
+  for (int i = 0; i < BASE / kCount; ++i) signed_sums<kCount>(v + i * kCount, sums + i * kSigns);
   if (power % 16 == 0) {  // the padding is the same in every row
     float* const first = shared + padded_index(column);
     const int pitch = power + power / 16;
@@ -299,7 +306,7 @@ __device__ __forceinline__ void transform_power(const T* x, float* shared, const
 }
 
 template <int BASE, typename T, typename Out>
-__global__ void __launch_bounds__(hadamard_threads(BASE)) hadamard_kernel(const HadamardParams p) {
+__global__ void __launch_bounds__(hadamard_threads(BASE), BASE == 28 ? 2 : 1) hadamard_kernel(const HadamardParams p) {
   extern __shared__ float shared[];
   const int order = p.power * p.base;
   const int64_t row = blockIdx.x / p.blocks;
