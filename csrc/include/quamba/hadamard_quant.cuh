@@ -83,22 +83,20 @@ __device__ __forceinline__ void base_rows_from(const float (&sums)[SIZE], F&& pu
   }
 }
 
-// A column of the base matrix's product, from the same column of its operand.
-template <int BASE, int ROW>
-__device__ __forceinline__ void base_rows(const float (&v)[BASE], float* shared, int column, int power) {
+// put(row, value) for every row from FIRST on of a column of the base matrix's product, from the same column of its operand.
+template <int BASE, int FIRST = 0, typename F>
+__device__ __forceinline__ void each_base_row(const float (&v)[BASE], F&& put) {
   static_assert(BASE % 4 == 0, "a base matrix is of order 1, which needs no product, or a multiple of four");
   constexpr int kCount = shared_sums(BASE), kSigns = 1 << (kCount - 1);
   float sums[BASE / kCount * kSigns];
 #pragma unroll
   for (int i = 0; i < BASE / kCount; ++i) signed_sums<kCount>(v + i * kCount, sums + i * kSigns);
-  if (power % 16 == 0) {  // the padding is the same in every row
-    float* const first = shared + padded_index(column);
-    const int pitch = power + power / 16;
-    base_rows_from<BASE, ROW>(sums, [&](int row, float sum) { first[row * pitch] = sum; });
-  } else {
-    base_rows_from<BASE, ROW>(sums,
-                              [&](int row, float sum) { shared[padded_index(row * power + column)] = sum; });
-  }
+  base_rows_from<BASE, FIRST>(sums, put);
+}
+
+template <int BASE, int FIRST = 0>
+__device__ __forceinline__ void base_rows(const float (&v)[BASE], float* shared, int column, int power) {
+  each_base_row<BASE, FIRST>(v, [&](int row, float value) { shared[padded_index(row * power + column)] = value; });
 }
 
 template <int BASE, typename T>
@@ -107,7 +105,13 @@ __device__ __forceinline__ void base_pass(const T* x, const HadamardParams& p, f
     float v[BASE];
 #pragma unroll
     for (int i = 0; i < BASE; ++i) v[i] = to_float(x[(i * p.power + column) * p.column_stride]);
-    base_rows<BASE, 0>(v, shared, column, p.power);
+    if (p.power % 16 == 0) {  // the padding is the same in every row
+      float* const first = shared + padded_index(column);
+      const int pitch = p.power + p.power / 16;
+      each_base_row(v, [&](int row, float value) { first[row * pitch] = value; });
+    } else {
+      base_rows(v, shared, column, p.power);
+    }
   }
   __syncthreads();
 }
