@@ -29,6 +29,9 @@ struct HadamardParams {
 // A thread holds a column of the base matrix in registers.
 constexpr int hadamard_threads(int base) { return base > 40 ? 256 : 512; }
 
+// Blocks of a multiprocessor that registers are kept free for: two, where a column leaves 512 threads as few as 64.
+constexpr int hadamard_blocks(int base) { return base > 1 && base <= 28 ? 2 : 1; }
+
 // Index i of a row in shared memory: one word of padding in sixteen keeps stride-16 accesses on distinct banks.
 __device__ __forceinline__ int padded_index(int i) { return i + (i >> 4); }
 
@@ -71,19 +74,20 @@ __device__ __forceinline__ void base_rows_from(const float (&sums)[SIZE], F&& pu
     constexpr int kCount = shared_sums(BASE), kSigns = 1 << (kCount - 1);
     constexpr uint64_t kBits = base_row(BASE, ROW);
     // Two sums, so that additions need not wait for each other.
-    float part[2] = {};
+    float part[2];
 #pragma unroll
     for (int i = 0; i < BASE / kCount; ++i) {
       const int signs = static_cast<int>(kBits >> (i * kCount)) & (2 * kSigns - 1);
       const float sum = sums[i * kSigns + (signs & 1 ? ~signs >> 1 & (kSigns - 1) : signs >> 1)];
-      part[i & 1] += signs & 1 ? -sum : sum;
+      const float term = signs & 1 ? -sum : sum;
+      part[i & 1] = i < 2 ? term : part[i & 1] + term;
     }
     put(ROW, part[0] + part[1]);
     base_rows_from<BASE, ROW + 1>(sums, put);
   }
 }
 
-// put(row, value) for every row from FIRST on of a column of the base matrix's product, from the same column of its operand.
+// put(row, value) for every row from FIRST on of a column of the base matrix's product, from that of its operand.
 template <int BASE, int FIRST = 0, typename F>
 __device__ __forceinline__ void each_base_row(const float (&v)[BASE], F&& put) {
   static_assert(BASE % 4 == 0, "a base matrix is of order 1, which needs no product, or a multiple of four");
@@ -310,7 +314,8 @@ __device__ __forceinline__ void transform_power(const T* x, float* shared, const
 }
 
 template <int BASE, typename T, typename Out>
-__global__ void __launch_bounds__(hadamard_threads(BASE), BASE == 28 ? 2 : 1) hadamard_kernel(const HadamardParams p) {
+__global__ void __launch_bounds__(hadamard_threads(BASE), hadamard_blocks(BASE))
+    hadamard_kernel(const HadamardParams p) {
   extern __shared__ float shared[];
   const int order = p.power * p.base;
   const int64_t row = blockIdx.x / p.blocks;
