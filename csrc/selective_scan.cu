@@ -127,7 +127,8 @@ int relay_bytes(int groups) {
 }
 
 // How many groups of channels a block has where the warps hand each other the states, or 0 for another kernel: the
-// number by which the busiest multiprocessor has least to do. Short sequences do not repay the tables.
+// number by which the busiest multiprocessor has least to do, where more groups at a time make for less waiting. Short
+// sequences do not repay the tables.
 int plan_relay(const ScanParams& p, int device, int processors) {
   static const char* const forced = std::getenv("QUAMBA_SCAN_RELAY");  // 0 to kRelayGroups, for tuning
   static const char* const other = std::getenv("QUAMBA_SCAN_LANES");
@@ -137,12 +138,14 @@ int plan_relay(const ScanParams& p, int device, int processors) {
   if (!fits || (forced == nullptr && (other != nullptr || p.length < 512))) return 0;
   int shared = 0, best = 0;
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  int64_t best_cost = 0;
+  double best_cost = 0.0;
   for (int groups = kRelayGroups; groups >= 1; --groups) {
     if ((forced && std::atoi(forced) != groups) || relay_bytes(groups) > shared) continue;
     const int channels = groups * kRelayChannels;
     const int64_t blocks = (p.channels + channels - 1) / channels * p.batch;
-    const int64_t cost = (blocks + processors - 1) / processors * groups;
+    const int64_t share = (blocks + processors - 1) / processors;
+    const double at_a_time = static_cast<double>(groups * std::min<int64_t>(share, shared / relay_bytes(groups)));
+    const double cost = static_cast<double>(share * groups) * (at_a_time + 1.0) / at_a_time;
     if (best == 0 || cost < best_cost) best_cost = cost, best = groups;
   }
   return best;

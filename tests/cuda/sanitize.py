@@ -1,4 +1,7 @@
-"""Every kernel a few times over odd shapes, for `compute-sanitizer --tool TOOL python -m tests.cuda.sanitize`."""
+"""Every kernel a few times over odd shapes, for `compute-sanitizer --tool TOOL python -m tests.cuda.sanitize`.
+
+racecheck knows barriers only: QUAMBA_SCAN_RELAY=0 leaves out the scan whose warps hand each other words in shared memory.
+"""
 
 import torch
 

@@ -15,7 +15,7 @@
 namespace quamba {
 
 template <int GROUPS>
-__global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS == 1 ? 2 : 1)
+__global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2 : 1)
     selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
   using At = RelayLayout<GROUPS>;
   constexpr int kTile = At::kTile, kRowBytes = At::kPitchSums * 4;
