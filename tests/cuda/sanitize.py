@@ -1,6 +1,6 @@
 """Every kernel a few times over odd shapes, for `compute-sanitizer --tool TOOL python -m tests.cuda.sanitize`.
 
-racecheck knows barriers only: QUAMBA_SCAN_RELAY=0 leaves out the scan whose warps hand each other words in shared memory.
+racecheck knows barriers only: QUAMBA_SCAN_RELAY=0 leaves out the scan whose warps wait for words in shared memory.
 """
 
 import torch
