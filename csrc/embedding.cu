@@ -6,13 +6,15 @@
 namespace quamba {
 namespace {
 
-Tensor embedding(const Tensor& ids, const Tensor& weight, const Tensor& weight_scale, ScalarType out_dtype) {
+Tensor embedding(const Tensor& ids, const Tensor& weight, const Tensor& weight_scale,
+                 const OptionalTensor& column_scale, ScalarType out_dtype) {
   check_device(ids, weight, "ids");
   QUAMBA_CHECK(weight.dim() == 2 && weight.scalar_type() == ScalarType::Char && weight.stride(1) == 1,
                "weight has shape ", shape_of(weight), "; expected int8 (V, E) with contiguous rows");
   const bool wide = ids.scalar_type() == ScalarType::Long;
   QUAMBA_CHECK(wide || ids.scalar_type() == ScalarType::Int, "ids must be int64 or int32");
   const Scale scale = scale_of(weight_scale, weight.size(0), weight, "weight_scale");
+  const Scale column = scale_of(column_scale, weight.size(1), weight, "column_scale");
   std::vector<int64_t> sizes = sizes_of(ids);
   sizes.push_back(weight.size(1));
   Tensor out = empty(weight, sizes, out_dtype);
@@ -25,7 +27,7 @@ Tensor embedding(const Tensor& ids, const Tensor& weight, const Tensor& weight_s
     const auto launch = [&](const auto* id) {
       embedding_kernel<<<tokens, 256, 0, stream_of(weight)>>>(id, static_cast<const int8_t*>(weight.data_ptr()),
                                                               weight.stride(0), weight.size(0), weight.size(1), scale,
-                                                              static_cast<T*>(out.data_ptr()));
+                                                              column, static_cast<T*>(out.data_ptr()));
     };
     if (wide) return launch(static_cast<const int64_t*>(flat.data_ptr()));
     launch(static_cast<const int32_t*>(flat.data_ptr()));

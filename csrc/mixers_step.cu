@@ -191,13 +191,15 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
             const Tensor& like, cudaStream_t stream) {
   StackPlan* const p = &params->plan;
   p->blocks = static_cast<int>(end - first);
+  p->cluster = plan_cluster(*p, environment("QUAMBA_STEP_CLUSTER", 1));
   for (size_t i = first; i < end; ++i) {
     StackBlock& b = params->block[i - first] = blocks[i].block;
     b.conv_state += token * p->f.conv_batch;
     b.ssm_state += token * p->f.ssm_batch;
+    b.next_norm_weight = i + 1 < end ? blocks[i + 1].block.field[kNormWeight] : nullptr;
   }
   const int64_t sums = p->f.rank + 2 * p->f.states, tokens = p->tokens;
-  const int64_t dbc = p->blocks * tokens * sums, residual = tokens * p->f.model, g = tokens * p->f.inner;
+  const int64_t dbc = kSumSpread * p->blocks * tokens * sums, residual = tokens * p->f.model, g = tokens * p->f.inner;
   const int64_t zeroed = 128 + 8 * (dbc + dbc % 2 + residual + g), bytes = tokens * std::max(p->f.model, p->f.inner);
   const Tensor space = empty(like, {zeroed + bytes}, ScalarType::Char);
   char* const memory = static_cast<char*>(space.data_ptr());
@@ -208,7 +210,10 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
   p->bytes = reinterpret_cast<int8_t*>(p->g + g);
   cudaError_t error = cudaMemsetAsync(memory, 0, zeroed, stream);
   if (error == cudaSuccess)
-    error = tokens <= 8 ? launch_mixers_step<1>(*params, stream) : launch_mixers_step<2>(*params, stream);
+    error = p->base == 0    ? launch_mixers_step<0>(params, stream)
+            : p->base == 1  ? launch_mixers_step<1>(params, stream)
+            : p->base == 12 ? launch_mixers_step<12>(params, stream)
+                            : launch_mixers_step<20>(params, stream);
   QUAMBA_CHECK(error == cudaSuccess, "mixers_step: the kernel could not be launched: ", cudaGetErrorString(error));
 }
 
@@ -251,7 +256,7 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
     int aligned_to[kStackFields];
     common_alignment(blocks, first, end, aligned_to);
     plan_stack(&p, aligned_to, static_cast<int>(std::min<int64_t>(batch, kStackTokens)), processors, shared);
-    p.flight = std::clamp(environment("QUAMBA_STEP_FLIGHT", 49152) / p.s.slot_bytes, 1, p.s.slots);
+    p.flight = plan_flight(p.s, environment("QUAMBA_STEP_FLIGHT", 49152));
     // A later launch reads the whole row of what an earlier one wrote, so that it cannot write to the same place.
     Tensor result = end < count ? empty(hidden, {batch, model}, out_dtype) : out;
     const int64_t most = p.tokens;

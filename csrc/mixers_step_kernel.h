@@ -1,4 +1,4 @@
-// The kernel of mixers_step by the number of sequences, one translation unit each.
+// The kernel of mixers_step by the transform of g, one translation unit each.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -7,8 +7,9 @@
 
 namespace quamba {
 
-// GROUPS * 8 sequences at most.
-template <int GROUPS>
-cudaError_t launch_mixers_step(const StackParams& p, cudaStream_t stream);
+// BASE: one of kStackHadamards, or 0 where there is no transform. Makes p->plan.cluster smaller where the device
+// has no room for such clusters.
+template <int BASE>
+cudaError_t launch_mixers_step(StackParams* p, cudaStream_t stream);
 
 }  // namespace quamba

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from quamba.recipe import QuantSpec, Recipe
 from quamba.transforms import Transforms, smoothing_divisor
 
 Plan = Mapping[str, QuantSpec]
+# How far the divisors of the head's input go from their mean where its weight is also the embedding's table: each
+# factor of two costs the looked-up rows a bit.
+_TIED_RANGE = 2.0
 
 
 @dataclass
@@ -72,7 +76,8 @@ def static_plan(recipe: Recipe, layers: Iterable[int]) -> dict[str, QuantSpec]:
 def smoothing_plan(recipe: Recipe, layers: Iterable[int]) -> dict[str, QuantSpec]:
     """The addresses whose channels the recipe's smoothing steps need to know."""
     sites = {"smooth_input": "u", "smooth_output": "g"}
-    return {
+    ends = {} if recipe.head_smoothing is None else {"head.input": QuantSpec("channel")}
+    return ends | {
         f"layers.{layer}.{sites[step.name]}": QuantSpec("channel")
         for layer in layers
         for step in recipe.block(layer).steps
@@ -91,6 +96,7 @@ def collect(
     description: str = "calibrating",
     total: int | None = None,
     show: bool | None = None,
+    head_divisor: Tensor | None = None,
 ) -> Statistics:
     """Run the model over the batches and observe the planned addresses.
 
@@ -101,6 +107,7 @@ def collect(
         plan: address -> spec.
         batches: calibration data.
         description, total, show: of the progress bar.
+        head_divisor: (E,) by which head.input is divided before it is observed, or None.
 
     Raises:
         CalibrationError: a site produced NaN or infinite values; the message names its address.
@@ -112,6 +119,7 @@ def collect(
         mixers=mixers,
         batches=track(batches, description, total=total, show=show),
         addresses=plan,
+        head_divisor=head_divisor,
         see=lambda address, values: statistics.update(address, plan[address], values),
     )
     return statistics
@@ -124,6 +132,7 @@ def _run(
     mixers: Mapping[int, Mixer],
     batches: Iterable[Batch],
     addresses: Container[str],
+    head_divisor: Tensor | None,
     see: Callable[[str, Tensor], None],
 ) -> None:
     """Run the batches and hand the values (T, D) of each of the addresses, padding removed, to `see`."""
@@ -139,7 +148,8 @@ def _run(
         for layer, mixer in mixers.items():
             watch(layer, mixer)
         for batch in batches:
-            look("head.input", adapter.run_backbone(model, batch.input_ids, batch.mask), batch.mask)
+            hidden = adapter.run_backbone(model, batch.input_ids, batch.mask)
+            look("head.input", hidden if head_divisor is None else hidden / head_divisor, batch.mask)
     finally:
         for mixer in mixers.values():
             mixer.observer = None
@@ -174,6 +184,18 @@ def find_transforms(recipe: Recipe, mixers: Mapping[int, Mixer], statistics: Sta
     return found
 
 
+@torch.no_grad()
+def find_head_divisor(recipe: Recipe, *, model: nn.Module, adapter: Adapter, statistics: Statistics) -> Tensor | None:
+    """(E,) float32 by which head.input is divided, from the channels' magnitudes; None where the recipe does not."""
+    strength = recipe.head_smoothing
+    if strength is None:
+        return None
+    weight: Any = model.get_submodule(adapter.head(model)).weight
+    columns = torch.maximum(weight.amax(dim=0), -weight.amin(dim=0))
+    divisor = smoothing_divisor(statistics.alpha("head.input"), columns, strength)
+    return divisor.clamp(1 / _TIED_RANGE, _TIED_RANGE) if adapter.tied(model) else divisor
+
+
 def _storable(divisor: Tensor, gamma: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The nearest divisor for which what is stored in the model's dtype is exact: itself, or gamma / divisor."""
     if gamma is None:
@@ -192,6 +214,7 @@ def measure_sites(
     alphas: Mapping[str, Tensor],
     bits: Mapping[str, int],
     batches: Iterable[Batch],
+    head_divisor: Tensor | None = None,
 ) -> dict[str, SiteStatistics]:
     """What the chosen scales do to each site's values: share clipped, and SQNR, over the given batches."""
     sums: dict[str, list[float]] = {address: [0.0, 0.0, 0.0, 0.0] for address in alphas}
@@ -207,7 +230,10 @@ def measure_sites(
         total[2] += float(value.square().sum(dtype=torch.float64))
         total[3] += float(error.square().sum(dtype=torch.float64))
 
-    _run(model=model, adapter=adapter, mixers=mixers, batches=batches, addresses=alphas, see=measure)
+    _run(
+        model=model, adapter=adapter, mixers=mixers, batches=batches, addresses=alphas, head_divisor=head_divisor,
+        see=measure,
+    )  # fmt: skip
     tiny = torch.finfo(torch.float64).tiny
     return {
         address: SiteStatistics(

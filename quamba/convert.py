@@ -35,17 +35,20 @@ def empty_ends(adapter: Adapter, model: nn.Module, recipe: Recipe) -> dict[str, 
     embedding, head = adapter.embedding(model), adapter.head(model)
     table_spec, head_spec = recipe.spec("embedding"), recipe.spec("head.weight")
     dtype = adapter.dtype(model)
+    # mamba-had turns the head apart from the embedding: the final norm's weight goes into the head alone.
+    tied = adapter.tied(model) and table_spec == head_spec and not recipe.rotates_residual
+    smooth = recipe.head_smoothing is not None
     if table_spec is not None:
         weight = model.get_submodule(embedding).weight
         assert isinstance(weight, Tensor)
-        ends[embedding] = QuantizedEmbedding(rows=weight.shape[0], width=weight.shape[1], spec=table_spec, dtype=dtype)
+        ends[embedding] = QuantizedEmbedding(
+            rows=weight.shape[0], width=weight.shape[1], spec=table_spec, dtype=dtype, columns=tied and smooth
+        )
     if head_spec is not None:
         linear = model.get_submodule(head)
         weight = linear.weight
         assert isinstance(weight, Tensor)
         table = ends.get(embedding)
-        # mamba-had turns the head apart from the embedding: the final norm's weight goes into the head alone.
-        tied = adapter.tied(model) and table_spec == head_spec and not recipe.rotates_residual
         ends[head] = QuantizedHead(
             rows=weight.shape[0],
             width=weight.shape[1],
@@ -53,6 +56,7 @@ def empty_ends(adapter: Adapter, model: nn.Module, recipe: Recipe) -> dict[str, 
             spec=head_spec,
             input_spec=recipe.spec("head.input"),
             dtype=dtype,
+            smooth=smooth,
             tied=table if tied and isinstance(table, QuantizedEmbedding) else None,
         )
     return ends
@@ -78,9 +82,9 @@ def build_skeleton(adapter: Adapter, model: nn.Module, recipe: Recipe) -> None:
 
 
 def finalize(model: nn.Module) -> None:
-    """Derive what the ops read, in every quantized mixer; call it once the buffers are filled."""
+    """Derive what the ops read, in every quantized mixer and head; call it once the buffers are filled."""
     for module in model.modules():
-        if isinstance(module, QuantizedMixer):
+        if isinstance(module, (QuantizedMixer, QuantizedHead)):
             module.finalize()
 
 

@@ -112,26 +112,31 @@ def token_scale(x: Tensor, *, bits: int = 8) -> Tensor:
     return alpha.clamp(min=ALPHA_FLOOR) / _largest(bits)
 
 
-def quantize_weight(weight: Tensor, *, per_channel: bool) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, *, per_channel: bool, columns: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Quantize a weight matrix with absmax scales.
 
     Args:
         weight: (N, ...) any float dtype; one scale per row (output channel) or one for all.
         per_channel: True for scales of shape (N,), False for ().
+        columns: float32 factors of the last dimension, taken in before the rounding, or None.
 
     Returns:
         (int8 weight of the same shape, float32 scales).
     """
     weight = weight.detach()
+
+    def taken(piece: slice) -> Tensor:
+        return weight[piece] if columns is None else weight[piece].to(torch.float32) * columns
+
     # In pieces: the float32 copies of an embedding would otherwise be the largest tensors of all.
     rows = max(1, _PIECE // max(1, weight[0].numel())) if len(weight) else 1
     pieces = [slice(start, start + rows) for start in range(0, len(weight), rows)]
-    alpha = torch.cat([weight[piece].abs().flatten(1).amax(dim=1) for piece in pieces])
+    alpha = torch.cat([taken(piece).abs().flatten(1).amax(dim=1) for piece in pieces])
     scale = scale_from_alpha(alpha if per_channel else alpha.amax())
     q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for piece in pieces:
         own = scale[piece].reshape(-1, *[1] * (weight.dim() - 1)) if per_channel else scale
-        q[piece] = quantize(weight[piece], own)
+        q[piece] = quantize(taken(piece), own)
     return q, scale
 
 

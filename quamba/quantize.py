@@ -154,12 +154,13 @@ def _convert(
             description="channel ranges", total=data.total, show=progress,
         )  # fmt: skip
     transforms = calibration.find_transforms(recipe, mixers, statistics)
+    head_divisor = calibration.find_head_divisor(recipe, model=model, adapter=adapter, statistics=statistics)
     for layer, mixer in mixers.items():
         mixer.transforms = transforms[layer]
     if plan and data is not None:
         statistics = calibration.collect(
             model=model, adapter=adapter, mixers=mixers, plan=plan, batches=data,
-            description="calibrating", total=data.total, show=progress,
+            description="calibrating", total=data.total, show=progress, head_divisor=head_divisor,
         )  # fmt: skip
     alphas = statistics.alphas(plan)
 
@@ -169,6 +170,7 @@ def _convert(
         return calibration.measure_sites(
             model=model, adapter=adapter, mixers=mixers, alphas=alphas,
             bits={address: plan[address].bits for address in alphas}, batches=data.first(_MEASURED_SEQUENCES),
+            head_divisor=head_divisor,
         )  # fmt: skip
 
     # Before the int8 weights are made beside the float ones, which is when memory is scarce.
@@ -185,7 +187,7 @@ def _convert(
             converted[layer] = fill_mixer(empty, mixer, transforms=transforms[layer], alphas=own)
         else:
             converted[layer] = _float_mixer(mixer, transforms[layer])
-    ends = _filled_ends(model=model, adapter=adapter, recipe=recipe, alphas=alphas)
+    ends = _filled_ends(model=model, adapter=adapter, recipe=recipe, alphas=alphas, head_divisor=head_divisor)
     if searching and data is not None:
         found = search.search_clips(
             model=model, adapter=adapter, mixers=mixers, converted=converted, ends=ends, transforms=transforms,
@@ -209,7 +211,7 @@ def _float_mixer(mixer: Mixer, transforms: Transforms) -> Mixer:
 
 @torch.no_grad()
 def _filled_ends(
-    *, model: nn.Module, adapter: Adapter, recipe: Recipe, alphas: dict[str, Tensor]
+    *, model: nn.Module, adapter: Adapter, recipe: Recipe, alphas: dict[str, Tensor], head_divisor: Tensor | None
 ) -> dict[str, nn.Module]:
     ends = empty_ends(adapter, model, recipe)
     embedding: Any = model.get_submodule(adapter.embedding(model))
@@ -224,17 +226,16 @@ def _filled_ends(
         for name, weight in ((adapter.embedding(model), table), (adapter.head(model), head_weight)):
             if name not in ends:
                 ends[name] = _float_end(model.get_submodule(name), weight.to(adapter.dtype(model)), width=width)
-    quantized_table = ends.get(adapter.embedding(model))
+    alpha = alphas.get("head.input")
+    scale = None if alpha is None else numerics.scale_from_alpha(alpha)
+    if scale is not None and head_divisor is not None:
+        scale = scale * head_divisor
+    quantized_table, quantized_head = ends.get(adapter.embedding(model)), ends.get(adapter.head(model))
+    tied = isinstance(quantized_head, QuantizedHead) and quantized_head.table is quantized_table
     if isinstance(quantized_table, QuantizedEmbedding):
-        quantized_table.fill(table)
-    quantized_head = ends.get(adapter.head(model))
+        quantized_table.fill(table, columns=scale if tied and head_divisor is not None else None)
     if isinstance(quantized_head, QuantizedHead):
-        alpha = alphas.get("head.input")
-        quantized_head.fill(
-            None if quantized_head.table is not quantized_head else head_weight,
-            bias=head.bias,
-            input_scale=None if alpha is None else numerics.scale_from_alpha(alpha),
-        )
+        quantized_head.fill(None if tied else head_weight, bias=head.bias, input_scale=scale)
     return ends
 
 

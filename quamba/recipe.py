@@ -24,7 +24,7 @@ MODEL_ADDRESSES = ("head.input", "head.weight", "embedding")
 
 GRANULARITIES = ("tensor", "channel", "token")
 OBSERVERS = ("absmax", "percentile", "octav")
-STEPS = ("smooth_input", "smooth_output", "rotate_output", "rotate_x", "rotate_residual")
+STEPS = ("smooth_input", "smooth_output", "smooth_head", "rotate_output", "rotate_x", "rotate_residual")
 
 # A scale is free per channel only where the consumer works channel by channel; a GEMM input needs one scale for
 # the sum, or one per token (design, section 1.5). x is both: its channel scales go into the columns of x_proj.
@@ -212,6 +212,14 @@ class Recipe:
             for site, spec in found.items():
                 _check_allowed(site, spec, where=f"recipe {self.name!r}")
             object.__setattr__(self, kind, MappingProxyType(dict(found)))
+        if self.head_smoothing is not None:
+            head = self.spec("head.input")
+            if self.rotates_residual or (head is not None and head.granularity == "token"):
+                raise RecipeError(
+                    f"recipe {self.name!r}: found smooth_head with "
+                    f"{'rotate_residual' if self.rotates_residual else 'a scale per token of head.input'}; "
+                    "expected one of them"
+                )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Recipe.from_dict, (self.to_dict(),))
@@ -239,7 +247,9 @@ class Recipe:
         activations = {site: self.spec(f"layers.{layer}.{site}") for site in BLOCK_ACTIVATIONS}
         weights = {name: self.spec(f"layers.{layer}.{name}") for name in BLOCK_WEIGHTS}
         steps = tuple(
-            step for step in self.steps if activations.get(_STEP_SITE.get(step.name, ""), "always") is not None
+            step
+            for step in self.steps
+            if step.name != "smooth_head" and activations.get(_STEP_SITE.get(step.name, ""), "always") is not None
         )
         return BlockFormat(activations=activations, weights=weights, steps=steps)
 
@@ -247,6 +257,14 @@ class Recipe:
     def rotates_residual(self) -> bool:
         """True where the whole residual stream is rotated, which unties head and embedding."""
         return any(step.name == "rotate_residual" for step in self.steps)
+
+    @property
+    def head_smoothing(self) -> float | None:
+        """The strength at which the head's input is smoothed; None where it is not, or is not quantized."""
+        step = next((step for step in self.steps if step.name == "smooth_head"), None)
+        if step is None or self.spec("head.input") is None or self.spec("head.weight") is None:
+            return None
+        return step.alpha
 
     @property
     def simulated(self) -> bool:

@@ -4,6 +4,8 @@ Each step moves a factor or a rotation from an activation into the weights that 
 
     smooth_input     u -> u / s, with s into the norm's weight and the columns of in_proj (SmoothQuant, eq. 3)
     smooth_output    g -> g / s, with s into x's scale in the scan (g is linear in x) and the columns of out_proj
+    smooth_head      the head's input -> itself / s, with s into the columns of the head; where the embedding is tied to
+                     it, look-ups take s out again
     rotate_output    g -> H g, with H^T into out_proj (design, section 1.2)
     rotate_x         x -> H x before x_proj, and back before the scan
     rotate_residual  h -> H h for the whole residual stream; the norm's weight goes into in_proj first

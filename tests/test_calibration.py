@@ -1,5 +1,7 @@
 """Calibration: what is planned, observed and turned into coordinates."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from quamba import calibration
 from quamba.errors import CalibrationError
 from quamba.models import find_adapter
 from quamba.nn.mixer import Mixer
-from quamba.recipe import Override, QuantSpec
+from quamba.recipe import Override, QuantSpec, Step
 from quamba.recipes import RECIPES
 from tests.tiny import make_model
 
@@ -29,7 +31,9 @@ def test_the_plan_has_the_static_sites_alone() -> None:
 
 def test_smoothing_looks_at_channels_where_its_site_is_quantized() -> None:
     recipe = RECIPES["quamba-c"].with_overrides([Override("layers.1.g")])
-    assert set(calibration.smoothing_plan(recipe, [0, 1])) == {"layers.0.u", "layers.0.g", "layers.1.u"}
+    sites = {"layers.0.u", "layers.0.g", "layers.1.u", "head.input"}
+    assert set(calibration.smoothing_plan(recipe, [0, 1])) == sites
+    assert "head.input" not in calibration.smoothing_plan(recipe.with_overrides([Override("head.weight")]), [0])
     assert calibration.smoothing_plan(RECIPES["quamba"], [0]) == {}
 
 
@@ -49,6 +53,24 @@ def test_divisors_are_exact_in_the_models_dtype(dtype: torch.dtype) -> None:
         torch.testing.assert_close(folded.to(dtype).float(), folded, rtol=2e-7, atol=0)
         assert torch.equal(transforms.g_divisor.to(dtype).float(), transforms.g_divisor)
         assert bool((transforms.g_divisor > 0).all())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_heads_divisor_is_smoothquants_and_bounded_where_tied(tied: bool) -> None:
+    model = make_model("mamba", tie_word_embeddings=tied)
+    adapter = find_adapter(model)
+    weight = model.get_submodule(adapter.head(model)).weight.detach()
+    magnitudes = torch.logspace(-4, 4, weight.shape[1])
+    statistics = calibration.Statistics()
+    statistics.update("head.input", QuantSpec("channel"), torch.stack([magnitudes, -magnitudes / 2]))
+    recipe = replace(RECIPES["naive"], steps=(Step("smooth_head", 0.3),))
+    divisor = calibration.find_head_divisor(recipe, model=model, adapter=adapter, statistics=statistics)
+    free = magnitudes**0.3 / weight.abs().amax(dim=0) ** 0.7
+    expected = free / free.log().mean().exp()
+    assert divisor is not None
+    torch.testing.assert_close(divisor, expected.clamp(0.5, 2) if tied else expected)
+    kept = recipe.with_overrides([Override("head")])
+    assert calibration.find_head_divisor(kept, model=model, adapter=adapter, statistics=statistics) is None
 
 
 def test_a_site_that_was_not_observed_is_named() -> None:

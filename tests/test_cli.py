@@ -28,7 +28,6 @@ from quamba.eval.provenance import model_sha256
 from quamba.recipe import QuantSpec
 from quamba.recipes import DEFAULT_RECIPE
 from quamba.text import calibration_sequences, read_ids
-from quamba.text import windows as calibration_windows
 from tests.shipped import EXAMPLES, TOKENIZER_FILES, save_small_model, text_of
 
 
@@ -177,43 +176,6 @@ def test_eval_scores_tasks(model: Path, text: Path, tmp_path: Path) -> None:
     assert (scored["name"], scored["documents"], scored["batch_size"]) == ("last_word", 4, 8)
     assert set(scored["metrics"]) == {"acc", "perplexity"}
     assert "last_word" in run("eval", model, "--task", task, "--text", text, "--limit", 2).stdout
-
-
-def test_compare(model: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = ("--calib", f"{text}:0:200", "--text", f"books={text}:200:", "--samples", 3, "--seq-len", 32)
-    sizes = ("--context", 40, "--limit", 5, "--keep", "layers.0.dt")
-    first = run("compare", model, "--recipes", "naive,dynamic", *options, *sizes, "--markdown")
-    assert first.exit_code == 0, first.stderr
-    assert [line.split("|")[1].strip() for line in first.stdout.splitlines()] == [
-        "recipe",
-        "---",
-        "float",
-        "naive",
-        "dynamic",
-    ]
-    assert first.stderr.count("done") == 3
-    state = tmp_path / f"quamba-compare-{model.name}.json"
-    assert state.is_file()
-
-    again = run("compare", model, "--recipes", "naive,quamba-c", *options, *sizes, "--json")
-    assert again.stderr.count("done") == 1
-    found = one_line(again)
-    assert [line["recipe"] for line in found["lines"]] == ["float", "naive", "quamba-c"]
-    original = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    assert found["model_sha256"] == model_sha256(original)
-    ids = ids_of(model, text)
-    data = calibration_windows(ids[:200], length=32, count=3)
-    quamba.quantize(original, list(data), "quamba-c", keep=["layers.0.dt"])
-    expected = perplexity(original, ids[200:400], context=40)
-    assert found["lines"][2]["texts"]["books"]["perplexity"] == pytest.approx(expected.perplexity, rel=1e-6)
-
-    changed = run("compare", model, "--recipes", "naive", *options, "--context", 32)
-    assert (changed.exit_code, changed.stdout) == (1, "")
-    assert "a comparison with other context, keep, limit" in changed.stderr
-    anew = run("compare", model, "--recipes", "dynamic", *options, "--context", 32, "--restart")
-    assert "dynamic" in anew.stdout
-    assert len(json.loads(state.read_text())["trials"]) == 2
 
 
 def test_generate_continues_the_prompt(quantized: Path) -> None:

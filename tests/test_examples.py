@@ -156,6 +156,36 @@ def test_reproduce_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert row[4:] == [f"{100 * trial['tasks']['lambada']['metrics']['acc']['value']:.1f}", *["—"] * 5]
 
 
+def test_the_paper_s_latencies_hold_measured_times_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = save_small_model(tmp_path / "model")
+    module = script(EXAMPLES / "reproduce_paper.py")
+    arguments = [
+        "--recipes", "quamba,quamba-w4a4", "--tables", "latency", "--prompts", "8,12", "--output", "3",
+        "--device", "cpu", "--dtype", "float32", "--seconds",
+    ]  # fmt: skip
+    module.main([*arguments, "1", "--model", f"2.8b={model}"])
+    measured = table_of(capsys.readouterr().out)
+    module.main([*arguments, "0.001", "--model", f"130m={model}"])
+    hasty = table_of(capsys.readouterr().out)
+    titles = ["paper: generation, Orin Nano 8G", "TTFT, prompt 8", "TTFT, prompt 12", "TPOT, batch 1"]
+    titles += ["TTLT, prompt 8, 3 new", "TTLT, prompt 12, 3 new"]
+    titles += ["checkpoint, MB", "weights in memory, MB", "state of a sequence, MB"]
+    # No simulation has a time. The paper's ratio is of its largest model.
+    assert [row[0] for row in measured] == titles
+    assert {len(row) for row in measured} == {3}
+    assert [measured[0][1:], hasty[0][1:]] == [["—", "1.72x"], ["—", "—"]]
+    assert all("[" in row[2] and row[2].endswith("x") for row in measured[1:6])
+    size = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    assert float(measured[6][1]) == pytest.approx(size / 1e6, abs=0.01)
+    # What could only be computed in the time is not there.
+    assert [row[0] for row in hasty] == [title for title in titles if "TTLT" not in title]
+
+
+def table_of(printed: str) -> list[list[str]]:
+    """The rows of rich's tables, without their headings."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+
+
 def test_last_word_passages() -> None:
     module = script(BENCHMARKS / "last_word.py")
     filler = "One two three four. "

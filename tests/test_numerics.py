@@ -91,6 +91,16 @@ def test_quantize_weight(shape, per_channel):
     assert ((q * step - wide).abs() <= 0.5001 * step).all()
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_quantize_weight_takes_columns_in_first(per_channel):
+    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    columns = torch.logspace(-2, 2, 7)
+    q, scale = numerics.quantize_weight(weight, per_channel=per_channel, columns=columns)
+    expected = numerics.quantize_weight(weight.float() * columns, per_channel=per_channel)
+    assert torch.equal(q, expected[0])
+    assert torch.equal(scale, expected[1])
+
+
 def test_token_scale():
     x = torch.tensor([[1.0, -254.0], [0.0, 0.0]], dtype=torch.bfloat16)
     out = numerics.token_scale(x)

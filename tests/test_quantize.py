@@ -17,7 +17,7 @@ from quamba.nn.ends import QuantizedEmbedding, QuantizedHead
 from quamba.nn.mixer import Mixer
 from quamba.nn.quantized_mixer import QuantizedMixer
 from quamba.nn.simulated_mixer import SimulatedMixer
-from quamba.recipe import QuantSpec
+from quamba.recipe import QuantSpec, Recipe, Step
 
 VOCABULARY = 96
 CONFIGS = {
@@ -91,6 +91,27 @@ def test_the_ends_are_quantized_and_stay_tied(kind: str) -> None:
     assert isinstance(head, QuantizedHead)
     assert (head.table is embedding) == tied
     assert any(name.startswith("lm_head.qweight") for name in model.state_dict()) != tied
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["mamba", "falcon", "mamba-untied"])
+def test_smoothing_the_head_helps_where_its_channels_differ(kind: str) -> None:
+    def float_model() -> torch.nn.Module:
+        made = make_model(kind)
+        adapter = find_adapter(made)
+        norm = made.get_submodule(adapter.final_norm(made))
+        norm.weight.copy_(torch.logspace(-1, 1, norm.weight.numel()))
+        return made
+
+    plain = quamba.RECIPES["naive"].with_overrides([Override("layers.*"), Override("embedding")])
+    smooth = dataclasses.replace(plain, steps=(Step("smooth_head", 0.7),))
+    ids = tokens()
+    expected = logits_of(float_model(), ids)
+
+    def error(recipe: Recipe) -> float:
+        return float((logits_of(quantize(float_model(), [ids], recipe), ids) - expected).square().mean())
+
+    assert error(smooth) < 0.5 * error(plain)
 
 
 def test_mamba_had_turns_the_tied_ends_apart() -> None:

@@ -265,6 +265,24 @@ def test_an_unknown_address_raises(address: str) -> None:
         make_recipe().spec(address)
 
 
+def test_the_head_is_smoothed_where_it_is_quantized() -> None:
+    recipe = make_recipe(steps=(Step("smooth_output", 0.5), Step("smooth_head", 0.25)))
+    assert recipe.head_smoothing == 0.25
+    assert [step.name for step in recipe.block(0).steps] == ["smooth_output"]
+    assert recipe.with_overrides([Override("head.input")]).head_smoothing is None
+    assert recipe.with_overrides([Override("head.weight")]).head_smoothing is None
+    assert make_recipe().head_smoothing is None
+
+
+@pytest.mark.parametrize("head", [QuantSpec("token"), QuantSpec()])
+def test_smooth_head_with_what_it_excludes_raises(head: QuantSpec) -> None:
+    recipe = make_recipe()
+    steps = (Step("smooth_head", 0.5), *([] if head.granularity == "token" else [Step("rotate_residual")]))
+    found = "a scale per token" if head.granularity == "token" else "rotate_residual"
+    with pytest.raises(RecipeError, match=f"found smooth_head with {found}"):
+        replace(recipe, activations={**recipe.activations, "head.input": head}, steps=steps)
+
+
 def test_a_step_is_left_out_where_its_site_stays_float() -> None:
     all_steps = (
         Step("smooth_input", 0.5),

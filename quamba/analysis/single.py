@@ -36,7 +36,8 @@ def quantized_alike(study: Study, other: Study, name: str) -> bool:
         return True
     ones, others = study.recipe, other.recipe
     if name in MODEL_ADDRESSES:
-        return ones.spec(name) == others.spec(name)
+        smoothing = name != "head.input" or ones.head_smoothing == others.head_smoothing
+        return ones.spec(name) == others.spec(name) and smoothing
     for layer in study.opened.layers:
         mine, theirs = ones.block(layer), others.block(layer)
         if _spec(mine, name) != _spec(theirs, name):
@@ -103,7 +104,10 @@ def single_tensor_end(study: Study, name: str) -> dict[str, nn.Module]:
     original: Any = model.get_submodule(module_name)
     if name == "head.input":
         alpha = study.alphas.get(name)
-        return {module_name: _QuantizedInput(original, None if alpha is None else numerics.scale_from_alpha(alpha))}
+        scale = None if alpha is None else numerics.scale_from_alpha(alpha)
+        if scale is not None and study.head_divisor is not None:
+            scale = scale * study.head_divisor
+        return {module_name: _QuantizedInput(original, scale)}
     rows, width = original.weight.shape
     dtype = adapter.dtype(model)
     if name == "embedding":

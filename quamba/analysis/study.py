@@ -94,6 +94,7 @@ class Study:
         opened: the model.
         recipe: the recipe.
         transforms: the coordinates of each layer.
+        head_divisor: (E,) by which head.input is divided, or None.
         alphas: address -> clipping magnitude, of the shape of the scale.
         y_alphas: layer -> largest |y|, float32 (); y is no site of a recipe.
     """
@@ -101,6 +102,7 @@ class Study:
     opened: OpenModel
     recipe: Recipe
     transforms: Mapping[int, Transforms]
+    head_divisor: Tensor | None
     alphas: Mapping[str, Tensor]
     y_alphas: Mapping[int, Tensor]
 
@@ -134,20 +136,21 @@ def study(opened_model: OpenModel, recipe: Recipe, calib_data: Iterable[Any], *,
     recipe.check(mixers)
     data = KeptBatches(calib_data, samples=None, device=opened_model.device)
 
-    def collect(plan: calibration.Plan, description: str) -> calibration.Statistics:
+    def collect(plan: calibration.Plan, description: str, head_divisor: Tensor | None = None) -> calibration.Statistics:
         return calibration.collect(
             model=model, adapter=adapter, mixers=mixers, plan=plan, batches=data,
-            description=description, total=data.total, show=progress,
+            description=description, total=data.total, show=progress, head_divisor=head_divisor,
         )  # fmt: skip
 
     smoothing = calibration.smoothing_plan(recipe, mixers)
     ranges = collect(smoothing, "channel ranges") if smoothing else calibration.Statistics()
     transforms = calibration.find_transforms(recipe, mixers, ranges)
+    head_divisor = calibration.find_head_divisor(recipe, model=model, adapter=adapter, statistics=ranges)
     plan = calibration.static_plan(recipe, mixers)
     try:
         for layer, mixer in mixers.items():
             mixer.transforms = transforms[layer]
-        statistics = collect(plan, "calibrating") if plan else calibration.Statistics()
+        statistics = collect(plan, "calibrating", head_divisor) if plan else calibration.Statistics()
     finally:
         for mixer in mixers.values():
             mixer.transforms = Transforms()
@@ -155,6 +158,7 @@ def study(opened_model: OpenModel, recipe: Recipe, calib_data: Iterable[Any], *,
         opened=opened_model,
         recipe=recipe,
         transforms=transforms,
+        head_divisor=head_divisor,
         alphas=statistics.alphas(plan),
         y_alphas=_scan_ranges(opened_model, data),
     )

@@ -113,6 +113,10 @@ class MambaSsm(Subject):
         return tensor_bytes(self.model)
 
     @property
+    def checkpoint_bytes(self) -> int:
+        return tensor_bytes(self.model)
+
+    @property
     def step_weight_bytes(self) -> int | None:
         # The head is the embedding's table.
         return tensor_bytes(self.model)

@@ -1,11 +1,14 @@
-"""What is timed: a quantized model of ours through quamba.runtime. Calls are made ready first, then timed."""
+"""What is timed: a model that quamba.quantize has been through, by quamba.runtime. Calls are made ready first."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quamba.checkpoint.sizes import weight_bytes
+from quamba.errors import UnsupportedModelError
 from quamba.models.adapter import find_adapter, quantized_layers
 from quamba.nn.config import BlockConfig
 from quamba.runtime import RuntimeConfig, Session
@@ -52,6 +55,11 @@ class Subject(ABC):
 
     @property
     @abstractmethod
+    def checkpoint_bytes(self) -> int:
+        """Of the tensors in a checkpoint."""
+
+    @property
+    @abstractmethod
     def step_weight_bytes(self) -> int | None:
         """What a decode step has to read; None where it depends on the tokens (experts)."""
 
@@ -66,14 +74,34 @@ class Subject(ABC):
 
 
 class Quantized(Subject):
-    """A model that quamba quantized."""
+    """A model with our mixers: quantized, or in float by recipe "float"."""
 
-    def __init__(self, name: str, model: nn.Module) -> None:
+    def __init__(self, name: str, model: nn.Module, *, dtype: torch.dtype | None = None) -> None:
+        """Read a model.
+
+        Args:
+            name: in tables.
+            model: quantized, in place.
+            dtype: of float tensors in a checkpoint; None for the one that the model computes in.
+
+        Raises:
+            UnsupportedModelError: the model has not been through quamba.quantize, or with a recipe that simulates
+                fewer bits in float, whose time says nothing of theirs.
+        """
+        quantization: Any = getattr(model, "quantization", None)
+        if quantization is None:
+            raise UnsupportedModelError("found a float model; expected one that quamba.quantize has been through")
+        if quantization.recipe.simulated:
+            raise UnsupportedModelError(
+                f"found the recipe {quantization.recipe.name!r}, which simulates its bits in float; expected one whose "
+                "integers are computed: the time of a simulation says nothing of them"
+            )
         self.name = name
         self.model = model
         adapter = find_adapter(model)
         self._adapter = adapter
         self._stack = adapter.tail(model) is not None
+        self._dtype = dtype or next(mixer for _, mixer in quantized_layers(adapter, model)).config.dtype
         embedding = model.get_submodule(adapter.embedding(model))
         self.vocabulary = int(embedding.weight.shape[0])  # type: ignore[index]
         self.device = next(t.device for t in (*model.parameters(), *model.buffers()))
@@ -107,16 +135,19 @@ class Quantized(Subject):
         return tensor_bytes(self.model)
 
     @property
+    def checkpoint_bytes(self) -> int:
+        return weight_bytes(self.model, dtype=self._dtype)
+
+    @property
     def step_weight_bytes(self) -> int | None:
         if not self._stack:
             return None
-        blocks = sum(
-            tensor.numel() * tensor.element_size()
-            for _, mixer in quantized_layers(self._adapter, self.model)
-            # A is read instead.
-            for name, tensor in mixer.named_buffers()
-            if name != "A_log"
-        )
+        blocks = 0
+        for _, mixer in quantized_layers(self._adapter, self.model):
+            tensors = {**dict(mixer.named_parameters()), **dict(mixer.named_buffers())}
+            # Where there is an A, it is read instead.
+            read = (tensor for name, tensor in tensors.items() if name != "A_log" or "A" not in tensors)
+            blocks += sum(tensor.numel() * tensor.element_size() for tensor in read)
         head = self.model.get_submodule(self._adapter.head(self.model))
         return blocks + tensor_bytes(getattr(head, "table", head))
 

@@ -1,18 +1,31 @@
 """What `quamba bench` found, as tables."""
 
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from quamba.bench.kernels import KernelTime
 from quamba.bench.measure import Report
+from quamba.bench.profile import caption, milliseconds, profile
 
 
-def tables(report: Report) -> list[Table]:
-    """Times, memory, and the breakdown by kernel."""
+def tables(report: Report) -> list[Table | Text]:
+    """The profile with its caption, every figure, and the breakdown by kernel."""
+    heading, *rows = profile(report)
+    summary = Table(title=f"latency of {report.model}", title_justify="left")
+    for number, name in enumerate(heading):
+        summary.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        summary.add_row(*map(escape, row))
+    about = Text("\n".join(caption(report)))
+    return [summary, about, _figures(report), *(_kernels(title, found) for title, found in report.kernels.items())]
+
+
+def _figures(report: Report) -> Table:
     copied = report.copy_bandwidth
-    title = f"{report.model}, recipe {report.recipe}, {report.dtype}, {report.device}, {report.date}"
-    times = Table(title=f"{title}; copies at {copied / 1e9:.0f} GB/s", title_justify="left")
+    table = Table(title=f"every figure; copies at {copied / 1e9:.0f} GB/s", title_justify="left")
     for column in ("what", "mode", "model"):
-        times.add_column(column)
+        table.add_column(column)
     for column in (
         "batch",
         "prompt",
@@ -25,30 +38,25 @@ def tables(report: Report) -> list[Table]:
         "TOP/s",
         "peak",
     ):
-        times.add_column(column, justify="right")
+        table.add_column(column, justify="right")
     for figure in report.figures:
         case, time = figure.case, figure.time
-        times.add_row(
+        table.add_row(
             case.what,
             case.mode,
             figure.subject,
             str(case.batch),
             str(case.length or ""),
             str(case.new_tokens or ""),
-            f"{time.median:.3f}",
-            f"{time.least:.3f} - {time.most:.3f}",
-            str(time.runs),
+            milliseconds(time.median),
+            f"{milliseconds(time.least)} - {milliseconds(time.most)}",
+            str(time.runs) if figure.measured else "computed",
             "" if figure.speedup is None else f"{figure.speedup:.2f}x",
             "" if figure.bandwidth is None else f"{figure.bandwidth / 1e9:.0f} GB/s, {figure.bandwidth / copied:.0%}",
             "" if figure.operations is None else f"{figure.operations / 1e12:.2f}",
             "" if figure.peak_bytes is None else f"{figure.peak_bytes / 1e6:.0f} MB",
         )
-    weights = Table(title="weights in memory", title_justify="left")
-    weights.add_column("model")
-    weights.add_column("MB", justify="right")
-    for name, count in report.weight_bytes.items():
-        weights.add_row(name, f"{count / 1e6:.1f}")
-    return [times, weights, *(_kernels(title, found) for title, found in report.kernels.items())]
+    return table
 
 
 def _kernels(title: str, found: list[KernelTime]) -> Table:

@@ -16,7 +16,7 @@ class Spread:
     Attributes:
         median, least, most: of all runs.
         lower, upper: their quartiles.
-        runs: how many.
+        runs: how many; 0 where the figures were computed from others.
     """
 
     median: float
@@ -33,6 +33,18 @@ class Spread:
         lower, _, upper = statistics.quantiles(found, n=4, method="inclusive") if len(found) > 1 else found * 3
         return cls(statistics.median(found), found[0], found[-1], lower, upper, len(found))
 
+    @classmethod
+    def of_steps(cls, first: "Spread", step: "Spread", steps: int) -> "Spread":
+        """What one thing and then so many steps add up to: each of the figures is the sum of theirs; no runs."""
+        return cls(
+            median=first.median + steps * step.median,
+            least=first.least + steps * step.least,
+            most=first.most + steps * step.most,
+            lower=first.lower + steps * step.lower,
+            upper=first.upper + steps * step.upper,
+            runs=0,
+        )
+
     def to_dict(self) -> dict[str, float]:
         """Plain JSON types."""
         return asdict(self)
@@ -46,11 +58,13 @@ class Plan:
         rounds: every call has its turn so many times.
         runs: back to back in one turn.
         warm_ups: before the first turn.
+        seconds: what a call may take in all of its turns together; a slow one has fewer runs, at least one in a turn.
     """
 
     rounds: int = 3
     runs: int = 20
     warm_ups: int = 3
+    seconds: float = 30.0
 
 
 def synchronize(device: torch.device) -> None:
@@ -65,14 +79,12 @@ def time_in_turn(calls: Mapping[str, Callable[[], object]], plan: Plan, device: 
     On CUDA the time of a call is what lies between two events on the stream, the calls being issued back to back: the
     device's time, or the host's where that is longer. On a CPU it is the clock's.
     """
-    for call in calls.values():
-        for _ in range(plan.warm_ups):
-            call()
+    runs = {name: _warm_up(call, plan, device) for name, call in calls.items()}
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(plan.rounds):
         for name, call in calls.items():
             synchronize(device)
-            found[name] += (_on_cuda if device.type == "cuda" else _on_the_clock)(call, plan.runs)
+            found[name] += (_on_cuda if device.type == "cuda" else _on_the_clock)(call, runs[name])
     return {name: Spread.of(times) for name, times in found.items()}
 
 
@@ -87,14 +99,26 @@ def time_latency(calls: Mapping[str, Callable[[], object]], plan: Plan, device: 
         return run
 
     waiting = {name: waited(call) for name, call in calls.items()}
-    for call in waiting.values():
-        for _ in range(plan.warm_ups):
-            call()
+    runs = {name: _warm_up(call, plan, device) for name, call in waiting.items()}
     found: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(plan.rounds):
         for name, call in waiting.items():
-            found[name] += _on_the_clock(call, plan.runs)
+            found[name] += _on_the_clock(call, runs[name])
     return {name: Spread.of(times) for name, times in found.items()}
+
+
+def _warm_up(call: Callable[[], object], plan: Plan, device: torch.device) -> int:
+    """Warm a call up; the runs in a turn that the plan has time for."""
+    synchronize(device)
+    times: list[float] = []
+    while len(times) < plan.warm_ups and sum(times) < plan.seconds / 4:
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    if not times:
+        return plan.runs
+    return max(1, min(plan.runs, int(plan.seconds / plan.rounds / max(min(times), 1e-9))))
 
 
 def _on_the_clock(call: Callable[[], object], runs: int) -> list[float]:

@@ -3,9 +3,12 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.table import Table
 
+from quamba.analysis.figures import FORMATS, image, trades
+from quamba.analysis.figures.canvas import matplotlib
 from quamba.cli.common import (
     DebugOption,
     DeviceOption,
@@ -19,6 +22,7 @@ from quamba.cli.common import (
     output,
     print_json,
     reporting,
+    write_file,
 )
 from quamba.cli.evaluation import (
     BatchOption,
@@ -28,13 +32,13 @@ from quamba.cli.evaluation import (
     chosen_tasks,
     chosen_texts,
 )
-from quamba.cli.latency import latency_on
 from quamba.errors import QuambaError
 from quamba.eval import provenance
 from quamba.eval.comparing import run_trials
+from quamba.eval.latency import LatencySettings, timed_on
 from quamba.eval.state import StateFile
 from quamba.eval.statistics import CONFIDENCE, RESAMPLES
-from quamba.eval.table import cells, lines_of, markdown
+from quamba.eval.table import cells, lines_of, markdown, notes
 from quamba.eval.tasks import SEEDS
 from quamba.eval.trials import Plan, Trial
 from quamba.recipes import RECIPES
@@ -72,6 +76,14 @@ def compare(
         list[str] | None, typer.Option(metavar="GLOB", help="What to keep in float, in every recipe; repeatable.")
     ] = None,
     batch_size: BatchOption = "auto",
+    latency: Annotated[
+        bool | None,
+        typer.Option(
+            "--latency/--no-latency", help="Time the first token (TTFT) and the next ones (TPOT). By default on a GPU."
+        ),
+    ] = None,
+    latency_prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that TTFT is of.")] = 512,
+    latency_batch: Annotated[int, typer.Option(min=1, help="Sequences timed at once.")] = 1,
     state: Annotated[
         Path | None,
         typer.Option(
@@ -83,6 +95,12 @@ def compare(
     restart: Annotated[bool, typer.Option("--restart", help="Start anew, whatever the state file holds.")] = False,
     dtype: Annotated[Dtype, typer.Option(help="Dtype to compute in what is float.")] = Dtype.float32,
     device: DeviceOption = "cpu",
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png|.svg", help="Also draw what is lost against size and latency. Needs the extra 'analysis'."
+        ),
+    ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in Markdown.")] = False,
     json: JsonOption = False,
     debug: DebugOption = False,
@@ -91,15 +109,22 @@ def compare(
     wanted = [chosen_recipe(name) for name in recipes.split(",")]
     level, batch = chosen_percentile(percentile), chosen_batch(batch_size)
     texts, tasks = chosen_texts(text), chosen_tasks(task)
+    timed = torch.device(device).type == "cuda" if latency is None else latency
     if json and as_markdown:
         raise typer.BadParameter("found both --json and --markdown; expected one", param_hint="--json")
     if not texts and not tasks:
         raise typer.BadParameter("found neither a text nor a task; expected at least one", param_hint="--text/--task")
+    if picture is not None and picture.suffix[1:] not in FORMATS:
+        raise typer.BadParameter(f"found {str(picture)!r}; expected FILE.png or FILE.svg", param_hint="--picture")
     with reporting(debug=debug):
+        if picture is not None:
+            # Where it is missing, before the work.
+            matplotlib()
         plan = Plan(
             recipes=tuple(wanted), calibrations=tuple(TextPart.parse(value) for value in calib or ()),
             texts=tuple(texts), tasks=tuple(tasks), samples=samples, seq_len=seq_len, context=context, limit=limit,
             percentile=level, keep=tuple(keep or ()),
+            latency=LatencySettings(latency_prompt, latency_batch) if timed else None,
         )  # fmt: skip
 
         def load() -> Any:
@@ -113,6 +138,7 @@ def compare(
             "model_sha256": provenance.model_sha256(first),
             "dtype": dtype.value,
             "device": device.partition(":")[0],
+            **({"timed_on": timed_on(first.device)} if timed else {}),
             **plan.identity(),
             "versions": {name: versions[name] for name in _VERSIONS if name in versions},
         }
@@ -127,16 +153,19 @@ def compare(
             calibration = f" on {trial.calibration}" if trial.calibration else ""
             message(f"{trial.name}{calibration}: done, quantized in {trial.seconds:.1f} s")
 
-        trials = run_trials(
-            plan, load, load_tokenizer(model), done=kept.trials, keep=add, latency=latency_on(device), batch_size=batch
-        )
+        trials = run_trials(plan, load, load_tokenizer(model), done=kept.trials, keep=add, batch_size=batch)
         lines = lines_of(trials)
         about = {
             "model": model, **identity, "date": provenance.now(), "hardware": hardware, "versions": versions,
             "seeds": SEEDS, "confidence": CONFIDENCE, "resamples": RESAMPLES,
         }  # fmt: skip
+        content = {**about, "lines": [line.to_dict() for line in lines], "notes": notes(lines)}
+        if picture is not None:
+            figure, _ = trades(content)
+            write_file(picture, image(figure, picture.suffix[1:]))
+            message(f"{picture}: written")
         if json:
-            print_json({**about, "lines": [line.to_dict() for line in lines]})
+            print_json(content)
         elif as_markdown:
             print(markdown(lines))
         else:
@@ -148,4 +177,6 @@ def compare(
             for row in rows[1:]:
                 table.add_row(*row)
             console.print(table)
+            for note in notes(lines):
+                console.print(note)
             console.print(f"{about['date']}, {hardware}, model {identity['model_sha256'][:16]}")

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
-from quamba.checkpoint.layout import is_scale
+from quamba.checkpoint.sizes import checkpoint_dtype, weight_bytes
 from quamba.errors import QuambaError
 from quamba.eval import provenance
+from quamba.eval.latency import measure_latency
 from quamba.eval.perplexity import CachedLogits, cache_logits, compare
 from quamba.eval.tasks import run_tasks
 from quamba.eval.texts import first_windows, fitting_perplexity
@@ -30,8 +29,6 @@ from quamba.text import TextPart, calibration_sequences, windows
 # Memory for the baseline's logits of the windows on which the divergence is measured.
 KL_BYTES = 1 << 28
 
-Latency = Callable[[nn.Module], dict[str, float]]
-
 
 def run_trials(
     plan: Plan,
@@ -40,7 +37,6 @@ def run_trials(
     *,
     done: Sequence[Trial] = (),
     keep: Callable[[Trial], None] = lambda trial: None,
-    latency: Latency | None = None,
     batch_size: int | None = None,
     progress: bool | None = None,
 ) -> list[Trial]:
@@ -52,7 +48,6 @@ def run_trials(
         tokenizer: of the model.
         done: trials of an earlier run of the same plan on the same model; they are not run again.
         keep: called with each new trial as it is finished.
-        latency: measures a model's latencies, in milliseconds, by name; None measures none.
         batch_size: sequences per forward pass; None finds what memory holds.
         progress: show progress bars; None shows them on a terminal.
 
@@ -73,7 +68,7 @@ def run_trials(
         for part in plan.texts
     }
     finished = {trial.key: trial for trial in done}
-    measure = _Measure(plan, tokenizer, streams, latency=latency, batch_size=batch_size, progress=progress)
+    measure = _Measure(plan, tokenizer, streams, batch_size=batch_size, progress=progress)
     missing = [pair for pair in pairs if (pair[0].name, _name(pair[1])) not in finished]
     baseline = get_recipe(FLOAT)
     order = [(FLOAT, None), *((recipe.name, _name(text)) for recipe, text in pairs)]
@@ -106,12 +101,11 @@ class _Measure:
         tokenizer: Any,
         streams: Mapping[str, Tensor],
         *,
-        latency: Latency | None,
         batch_size: int | None,
         progress: bool | None,
     ) -> None:
         self.plan, self.tokenizer, self.streams = plan, tokenizer, streams
-        self.latency, self.batch_size, self.progress = latency, batch_size, progress
+        self.batch_size, self.progress = batch_size, progress
 
     def __call__(
         self,
@@ -131,6 +125,7 @@ class _Measure:
             if self.plan.tasks
             else []
         )  # fmt: skip
+        timed = None if recipe.simulated else self.plan.latency
         return Trial(
             recipe=recipe.to_dict(),
             calibration=_name(text),
@@ -138,7 +133,7 @@ class _Measure:
             seconds=seconds,
             texts={name: self._text(model, name, references.get(name)) for name in self.streams},
             tasks={result.name: result for result in tasks},
-            latency={} if self.latency is None else self.latency(model),
+            latency=None if timed is None else measure_latency(model, timed),
             date=provenance.now(),
         )
 
@@ -176,24 +171,6 @@ class _Measure:
 
 def _name(text: TextPart | None) -> str | None:
     return None if text is None else text.name
-
-
-def checkpoint_dtype(model: Any) -> torch.dtype:
-    """The dtype of the checkpoint that a model of transformers came from, whatever it was loaded in."""
-    found = AutoConfig.from_pretrained(model.name_or_path).dtype if model.name_or_path else None
-    return found if isinstance(found, torch.dtype) else model.dtype
-
-
-def weight_bytes(model: nn.Module, *, dtype: torch.dtype) -> int:
-    """The bytes of a float or quantized model's tensors in a checkpoint whose float tensors have that dtype."""
-    total, seen = 0, set()
-    for name, tensor in model.state_dict().items():
-        if tensor.numel() and tensor.data_ptr() in seen:
-            continue
-        seen.add(tensor.data_ptr())
-        free = tensor.is_floating_point() and not is_scale(name)
-        total += tensor.numel() * (dtype.itemsize if free else tensor.element_size())
-    return total
 
 
 def _calibration(text: TextPart, tokenizer: Any, plan: Plan) -> list[Tensor]:

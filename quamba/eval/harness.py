@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from typing import Any
@@ -17,6 +17,7 @@ import lm_eval
 import numpy as np
 import torch
 from accelerate import Accelerator
+from lm_eval.api.metrics import stderr_for_metric
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks.wikitext import preprocess_wikitext
@@ -66,10 +67,11 @@ def run(
                 elif Accelerator().num_processes > 1:
                     # lm-eval's search, which agrees on a size with the other processes.
                     found, lm = ask("auto")
-                    size = min(lm.batch_sizes.values(), default=1)
+                    size = lm.found_batch
                 else:
                     (found, _), size = with_fitting_batch(ask, start=starting_batch(model.device))
                 if found is not None:
+                    _in_order(name, found, loaded.aggregation())
                     results.append(_result(name, found, batch_size=size))
     return results
 
@@ -80,12 +82,19 @@ class _LanguageModel(HFLM):
     def __init__(self, model: Any, tokenizer: Any, *, batch_size: int | str, max_length: int) -> None:
         super().__init__(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, max_length=max_length,
-            softmax_dtype="float32",
+            max_batch_size=starting_batch(model.device), softmax_dtype="float32",
         )  # fmt: skip
+        # The least that "auto" came to.
+        self.found_batch = starting_batch(model.device)
         accelerator = Accelerator()
         if accelerator.num_processes > 1:
             self.accelerator = accelerator
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+
+    def _detect_batch_size(self, *arguments: Any, **options: Any) -> int:
+        found = int(super()._detect_batch_size(*arguments, **options))
+        self.found_batch = min(self.found_batch, found)
+        return found
 
 
 @cache
@@ -163,9 +172,28 @@ def _definition(task: LocalTask) -> dict[str, Any]:
     return rolling
 
 
-def _result(name: str, found: Any, *, batch_size: int) -> TaskResult:
+def _in_order(name: str, found: Any, aggregations: Mapping[str, Callable[[Sequence[Any]], float]]) -> None:
+    """Sort the documents, and, where several processes had a share of them, aggregate them again in that order.
+
+    A bootstrap depends on the order; a task whose filters score a document several times is left as it is.
+    """
+    samples = found["samples"][name]
+    samples.sort(key=lambda sample: sample["doc_id"])
     row = found["results"][name]
-    samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
+    if Accelerator().num_processes == 1 or len({sample["doc_id"] for sample in samples}) < len(samples):
+        return
+    for key in row:
+        metric, comma, which = key.partition(",")
+        if comma and metric in aggregations and all(metric in sample for sample in samples):
+            values = [sample[metric] for sample in samples]
+            row[key] = aggregations[metric](values)
+            error = stderr_for_metric(aggregations[metric], _BOOTSTRAP)
+            if error is not None:
+                row[f"{metric}_stderr,{which}"] = error(values)
+
+
+def _result(name: str, found: Any, *, batch_size: int) -> TaskResult:
+    row, samples = found["results"][name], found["samples"][name]
     metrics, documents = {}, {}
     for key, value in row.items():
         metric, comma, which = key.partition(",")

@@ -10,7 +10,7 @@ from quamba.errors import QuambaError
 from quamba.eval.trials import Trial
 from quamba.recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
 
 
 class StateFile:

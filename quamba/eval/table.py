@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 
+from quamba.bench.load import MOST
 from quamba.errors import QuambaError
+from quamba.eval.latency import TPOT, TTFT
 from quamba.eval.perplexity import Perplexity
 from quamba.eval.results import TaskResult
 from quamba.eval.statistics import Difference, paired_difference, relative_increase
 from quamba.eval.trials import FLOAT, TextTrial, Trial
 
 _BASE = "—"
+_DISTURBED = "†"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Line:
             "calibration": trial.calibration,
             "bytes": trial.bytes,
             "quantize_seconds": trial.seconds,
-            "latency": trial.latency,
+            "latency": None if trial.latency is None else trial.latency.to_dict(),
             "date": trial.date,
             "texts": {
                 name: {
@@ -116,14 +119,18 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
     """The table as text: a row of headings, then a row for each line."""
     first = lines[0]
     several = len({line.trial.calibration for line in lines} - {None}) > 1
-    latencies = list(dict.fromkeys(name for line in lines for name in line.trial.latency))
+    baseline = next(line.trial for line in lines if line.trial.name == FLOAT)
+    timed = next((line.trial.latency for line in lines if line.trial.latency is not None), None)
     head = ["recipe", *(["calibration"] if several else []), "weights"]
     for name in first.texts:
         head += [f"{name}: perplexity", "increase [95 %]", "KL"]
     for name, task in first.tasks.items():
         accuracy = task.result.headline in task.result.per_document
         head += [f"{name}: {task.result.headline}", *(["points [95 %]"] if accuracy else [])]
-    rows = [head + [f"{name}, ms" for name in latencies]]
+    if timed is not None:
+        prompts = f"{timed.prompt} tokens" if timed.batch == 1 else f"{timed.batch} x {timed.prompt} tokens"
+        head += [f"{TTFT} ({prompts}), ms", f"{TPOT} (batch {timed.batch}), ms"]
+    rows = [head]
     for line in lines:
         trial = line.trial
         row = [f"{trial.name} (simulation)" if trial.simulated else trial.name]
@@ -139,16 +146,44 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
                 row += [f"{100 * metric.value:.2f} ± {100 * metric.stderr:.2f}", _interval(task.difference, digits=2)]
             else:
                 row += [f"{metric.value:.4f}"]
-        row += [f"{line.trial.latency[name]:.3f}" if name in line.trial.latency else _BASE for name in latencies]
+        if timed is not None:
+            row += [_milliseconds(trial, baseline, name) for name in (TTFT, TPOT)]
         rows.append(row)
     return rows
 
 
+def notes(lines: Sequence[Line]) -> list[str]:
+    """What has to be said under the table: of its times."""
+    latencies = [line.trial.latency for line in lines if line.trial.latency is not None]
+    if not latencies:
+        return []
+    runs = sorted({time.runs for latency in latencies for time in latency.times.values()})
+    modes = ", ".join(dict.fromkeys(latency.mode for latency in latencies))
+    count = f"{runs[0]} to {runs[-1]}" if len(runs) > 1 else str(runs[0])
+    found = [f"{TTFT}, {TPOT}: medians of {count} runs, {modes}; in brackets times as fast as {FLOAT}"]
+    loaded = [latency.others for latency in latencies if latency.disturbed]
+    if loaded:
+        known = [share for share in loaded if share is not None]
+        what = f"others kept up to {max(known):.0%} of the CPU busy" if known else "it is unknown what others did"
+        found.append(f"{_DISTURBED}: NOT TO BE PUBLISHED, {what} meanwhile; at most {MOST:.0%} would do")
+    return found
+
+
 def markdown(lines: Sequence[Line]) -> str:
-    """The table in Markdown."""
+    """The table in Markdown, and what has to be said under it."""
     rows = cells(lines)
     texts = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([texts[0], "|" + "---|" * len(rows[0]), *texts[1:]])
+    said = [f"{note}  " for note in notes(lines)]
+    return "\n".join([texts[0], "|" + "---|" * len(rows[0]), *texts[1:], *(["", *said] if said else [])])
+
+
+def _milliseconds(trial: Trial, baseline: Trial, name: str) -> str:
+    if trial.latency is None:
+        return _BASE
+    time, mark = trial.latency.times[name].median, _DISTURBED if trial.latency.disturbed else ""
+    if trial is baseline or baseline.latency is None:
+        return f"{time:.3f}{mark}"
+    return f"{time:.3f}{mark} ({baseline.latency.times[name].median / time:.2f}x)"
 
 
 def _megabytes(count: int) -> str:

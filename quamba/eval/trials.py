@@ -7,6 +7,7 @@ from typing import Any
 
 from quamba.calibration import smoothing_plan, static_plan
 from quamba.errors import CalibrationError, QuambaError, RecipeError
+from quamba.eval.latency import Latency, LatencySettings
 from quamba.eval.provenance import file_sha256
 from quamba.eval.results import TaskResult
 from quamba.eval.template import LocalTask
@@ -29,6 +30,7 @@ class Plan:
         context: tokens per window of a text.
         limit: only the first so many windows of a text and documents of a task.
         percentile, keep: as in quantize().
+        latency: what to time of every recipe but those that simulate their bits; None for nothing.
     """
 
     recipes: tuple[Recipe, ...]
@@ -41,6 +43,7 @@ class Plan:
     limit: int | None = None
     percentile: float | str | None = None
     keep: tuple[str, ...] = ()
+    latency: LatencySettings | None = None
 
     def __post_init__(self) -> None:
         names = [recipe.name for recipe in self.recipes]
@@ -77,6 +80,7 @@ class Plan:
             "limit": self.limit,
             "percentile": self.percentile,
             "keep": list(self.keep),
+            **({} if self.latency is None else {"latency": self.latency.to_dict()}),
         }
 
 
@@ -107,7 +111,7 @@ class Trial:
         seconds: that quantize() took.
         texts: by name.
         tasks: by name.
-        latency: by name, in milliseconds; empty where none was measured.
+        latency: how long its tokens take; None where that was not measured, and for a simulation.
         date: when it was done, in UTC.
     """
 
@@ -117,7 +121,7 @@ class Trial:
     seconds: float
     texts: dict[str, TextTrial] = field(default_factory=dict)
     tasks: dict[str, TaskResult] = field(default_factory=dict)
-    latency: dict[str, float] = field(default_factory=dict)
+    latency: Latency | None = None
     date: str = ""
 
     @property
@@ -141,6 +145,7 @@ class Trial:
             **vars(self),
             "texts": {name: vars(text) for name, text in self.texts.items()},
             "tasks": {name: result.to_dict(documents=True) for name, result in self.tasks.items()},
+            "latency": None if self.latency is None else self.latency.to_dict(),
         }
 
     @classmethod
@@ -148,7 +153,8 @@ class Trial:
         """Inverse of `to_dict`. Raises KeyError or TypeError on anything else."""
         texts = {name: TextTrial(**text) for name, text in content["texts"].items()}
         tasks = {name: TaskResult.from_dict(result) for name, result in content["tasks"].items()}
-        return cls(**{**content, "texts": texts, "tasks": tasks})
+        latency = None if content["latency"] is None else Latency.from_dict(content["latency"])
+        return cls(**{**content, "texts": texts, "tasks": tasks, "latency": latency})
 
 
 def _identity(part: TextPart) -> dict[str, Any]:

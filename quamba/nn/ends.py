@@ -8,10 +8,15 @@ from quamba.recipe import QuantSpec
 
 
 class QuantizedEmbedding(nn.Module):
-    """An int8 table (V, E) with one scale per row (or one in all); rows are dequantized on look-up."""
+    """An int8 table (V, E) with one scale per row (or one in all); rows are dequantized on look-up.
+
+    A table that is also the weight of a head with a scale per channel of its input has those scales in its columns;
+    `column_scale` takes them out again.
+    """
 
     qweight: Tensor
     weight_scale: Tensor
+    column_scale: Tensor | None
 
     def __init__(
         self,
@@ -20,9 +25,18 @@ class QuantizedEmbedding(nn.Module):
         width: int,
         spec: QuantSpec,
         dtype: torch.dtype,
+        columns: bool = False,
         device: torch.device | str = "meta",
     ) -> None:
-        """Make an empty table of shape (rows, width) whose look-ups come out in `dtype`."""
+        """Make an empty table.
+
+        Args:
+            rows, width: V, E.
+            spec: of the table.
+            dtype: of the rows looked up.
+            columns: whether scales lie in the columns of the table.
+            device: where the empty tensors lie.
+        """
         super().__init__()
         self.spec = spec
         self.dtype = dtype
@@ -31,12 +45,16 @@ class QuantizedEmbedding(nn.Module):
         scales = (rows,) if spec.granularity == "channel" else ()
         self.register_buffer("qweight", torch.empty(rows, width, dtype=torch.int8, device=device))
         self.register_buffer("weight_scale", torch.empty(scales, dtype=torch.float32, device=device))
+        column_scale = torch.empty(width, dtype=torch.float32, device=device) if columns else None
+        self.register_buffer("column_scale", column_scale)
 
-    def fill(self, weight: Tensor) -> None:
-        """Quantize a float table (V, E), replacing the empty tensors."""
+    def fill(self, weight: Tensor, *, columns: Tensor | None = None) -> None:
+        """Quantize a float table (V, E), replacing the empty tensors; `columns`: the head's input scales (E,)."""
         self.qweight, self.weight_scale = numerics.quantize_weight(
-            weight, per_channel=self.spec.granularity == "channel"
+            weight, per_channel=self.spec.granularity == "channel", columns=columns
         )
+        if columns is not None:
+            self.column_scale = columns.reciprocal()
 
     @property
     def weight(self) -> Tensor:
@@ -45,18 +63,20 @@ class QuantizedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (B, L) -> (B, L, E) in the model's dtype."""
-        return ops.embedding(ids, self.qweight, self.weight_scale, self.dtype)  # type: ignore[no-any-return]
+        return ops.embedding(ids, self.qweight, self.weight_scale, self.column_scale, self.dtype)  # type: ignore[no-any-return]
 
 
 class QuantizedHead(nn.Module):
     """lm_head in W8A8: hidden states are quantized on entry, logits leave in float32.
 
-    With `tied`, the int8 table is the embedding's own: the head has no weight buffers.
+    With `tied`, the int8 table is the embedding's own: the head has no weight buffers. `input_scale` is one for all,
+    or, where the recipe smooths the head, one per channel, which then lies in the columns of the weight.
     """
 
     qweight: Tensor
     weight_scale: Tensor
     input_scale: Tensor
+    unit_scale: Tensor
     bias: Tensor | None
 
     def __init__(
@@ -68,6 +88,7 @@ class QuantizedHead(nn.Module):
         spec: QuantSpec,
         input_spec: QuantSpec | None,
         dtype: torch.dtype,
+        smooth: bool = False,
         tied: QuantizedEmbedding | None = None,
         device: torch.device | str = "meta",
     ) -> None:
@@ -79,6 +100,7 @@ class QuantizedHead(nn.Module):
             spec: of the weight.
             input_spec: of the hidden states; None multiplies float hidden states with the dequantized weight.
             dtype: of the hidden states that callers should pass.
+            smooth: whether the hidden states have one static scale per channel.
             tied: the embedding whose table serves as the weight, or None.
             device: where the empty tensors lie.
         """
@@ -92,20 +114,30 @@ class QuantizedHead(nn.Module):
             scales = (rows,) if spec.granularity == "channel" else ()
             self.register_buffer("qweight", torch.empty(rows, width, dtype=torch.int8, device=device))
             self.register_buffer("weight_scale", torch.empty(scales, dtype=torch.float32, device=device))
+        self.smooth = smooth
         if input_spec is not None and input_spec.granularity != "token":
-            self.register_buffer("input_scale", torch.empty((), dtype=torch.float32, device=device))
+            scales = (width,) if smooth else ()
+            self.register_buffer("input_scale", torch.empty(scales, dtype=torch.float32, device=device))
+        if smooth:
+            self.register_buffer("unit_scale", torch.empty((), dtype=torch.float32, device=device), persistent=False)
         self.register_buffer("bias", torch.empty(rows, dtype=dtype, device=device) if bias else None)
 
     def fill(self, weight: Tensor | None, *, bias: Tensor | None, input_scale: Tensor | None) -> None:
         """Quantize a float weight (V, E) (None where tied) and take the input's scale, replacing the empty tensors."""
         if weight is not None:
             self.qweight, self.weight_scale = numerics.quantize_weight(
-                weight, per_channel=self.spec.granularity == "channel"
+                weight, per_channel=self.spec.granularity == "channel", columns=input_scale if self.smooth else None
             )
         if input_scale is not None:
             self.input_scale = input_scale
         if self.bias is not None and bias is not None:
             self.bias = bias.detach().to(self.bias.dtype)
+        self.finalize()
+
+    def finalize(self) -> None:
+        """Derive what the op reads from the filled buffers."""
+        if self.smooth:
+            self.unit_scale = torch.ones((), dtype=torch.float32, device=self.input_scale.device)
 
     @property
     def table(self) -> "QuantizedEmbedding | QuantizedHead":
@@ -128,7 +160,9 @@ class QuantizedHead(nn.Module):
         if self.input_spec.granularity == "token":
             q, scale = ops.quantize_per_token(hidden)
         else:
-            q, scale = ops.quantize(hidden, self.input_scale), self.input_scale
+            q = ops.quantize(hidden, self.input_scale)
+            # A scale per channel is spent: the weight's columns hold it.
+            scale = self.unit_scale if self.smooth else self.input_scale
         return ops.linear(  # type: ignore[no-any-return]
             q, scale, table.qweight, table.weight_scale, self.bias, None, None, torch.float32
         )

@@ -1,6 +1,7 @@
 """What is measured, against figures worked out by hand."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -31,9 +32,9 @@ class Twice(Quantized):
 
 
 def measured(*subjects: Subject, **options: Any) -> Any:
-    settings: dict[str, Any] = {"batches": (1, 2), "lengths": (5, 9), "new_tokens": 3, "kernels": 3, **options}
+    settings: dict[str, Any] = {"batches": (1, 2), "lengths": (5, 9), "new_tokens": (3,), "kernels": 3, **options}
     return measure(
-        model="a model", recipe="quamba-c", dtype=torch.float32, subjects=subjects,
+        model="a model", dtype=torch.float32, subjects=subjects,
         plan=Plan(rounds=2, runs=4, warm_ups=1), **settings,
     )  # fmt: skip
 
@@ -41,7 +42,7 @@ def measured(*subjects: Subject, **options: Any) -> Any:
 def test_every_case_and_figure_is_there() -> None:
     model = make("mamba")
     ours, peer = Quantized("ours", model), Twice("peer", model)
-    report = measured(ours, peer)
+    report = measured(ours, peer, reference="peer")
     found = json.loads(json.dumps(report.to_dict()))
     cases = [(f["subject"], *f["case"].values()) for f in found["figures"]]
     both = [("TTFT", "eager", 1, 5, 0), ("TTFT", "eager", 1, 9, 0), ("TPOT", "eager", 1, 0, 0)]
@@ -50,17 +51,40 @@ def test_every_case_and_figure_is_there() -> None:
     decode = [f for f in report.figures if f.case.what == "TPOT"]
     for mine, other in zip(decode[::2], decode[1::2], strict=True):
         assert mine.speedup == pytest.approx(other.time.median / mine.time.median)
+        assert other.speedup is None
         assert mine.time.runs == 8
     assert set(report.kernels) >= {"ours, TTFT eager, batch 1, prompt 5", "peer, TPOT eager, batch 2"}
     assert found["versions"]["torch"] == torch.__version__
     assert found["copy_bandwidth"] > 0
+    assert found["modes"] == {"ours": "eager", "peer": "eager"}
     drawn = tables(report)
-    assert drawn[0].row_count == 12
+    # Six cases and three rows of memory; every figure.
+    assert (drawn[0].row_count, drawn[2].row_count) == (9, 12)
+
+
+def test_a_computed_time_is_compared_with_none() -> None:
+    class Slow(Quantized):
+        def decode(self, batch: int, mode: str) -> Any:
+            return lambda: time.sleep(0.05)
+
+    model = make("mamba")
+    plan = Plan(rounds=1, runs=2, warm_ups=1, seconds=1.5)
+    report = measure(
+        model="", dtype=torch.float32, subjects=[Quantized("fast", model), Slow("slow", model)], reference="slow",
+        batches=[1], lengths=[4], new_tokens=[2, 30], plan=plan, kernels=0,
+    )  # fmt: skip
+    measured = {
+        (f.subject, f.case.what, f.case.new_tokens): (f.measured, f.speedup is not None) for f in report.figures
+    }
+    assert measured["fast", "TPOT", 0] == (True, True)
+    assert measured["fast", "TTLT", 2] == (True, True)
+    assert measured["slow", "TTLT", 30] == (False, False)
+    assert measured["fast", "TTLT", 30] == (True, False)
 
 
 def test_bytes_and_operations() -> None:
     model = make("mamba")
-    report = measured(Quantized("ours", model), batches=(2,), lengths=(9,), new_tokens=0, kernels=0)
+    report = measured(Quantized("ours", model), batches=(2,), lengths=(9,), new_tokens=(), kernels=0)
     prefill, step = report.figures
     E, D, N, R, K, V, layers = 24, 48, 5, 3, 4, 97, 3
     linears = 2 * D * E + (R + 2 * N) * D + D * R + E * D
@@ -76,8 +100,26 @@ def test_bytes_and_operations() -> None:
     assert step.bandwidth == pytest.approx((weights + 2 * state) / (1e-3 * step.time.median))
 
 
+def test_the_float_model_reads_its_parameters() -> None:
+    model = make("mamba", "float")
+    original = make_model("mamba")
+    # Tied: the head's table is the embedding's.
+    assert Quantized("float", model).step_weight_bytes == sum(
+        tensor.nbytes
+        for name, tensor in original.state_dict().items()
+        if "norm_f" not in name and "lm_head" not in name
+    )
+
+
+def test_what_is_no_subject_raises() -> None:
+    with pytest.raises(UnsupportedModelError, match="found a float model"):
+        Quantized("", make_model("mamba"))
+    with pytest.raises(UnsupportedModelError, match="found the recipe 'quamba-w4a4', which simulates"):
+        Quantized("", make("mamba", "quamba-w4a4"))
+
+
 def test_hybrids_have_no_bandwidth() -> None:
-    report = measured(Quantized("ours", make("jamba")), new_tokens=0)
+    report = measured(Quantized("ours", make("jamba")), new_tokens=())
     assert all(f.bandwidth is None and f.operations is None and f.speedup is None for f in report.figures)
 
 

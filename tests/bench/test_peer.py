@@ -64,10 +64,10 @@ def test_it_has_our_shape_and_takes_its_step(package: list[dict[str, Any]]) -> N
     assert peer.state_bytes(2) == 2 * 3 * 48 * (4 + 5) * 4
     assert torch.equal(peer.prompt(2, 5), ours.prompt(2, 5))
     report = measure(
-        model="m", recipe="quamba-c", dtype=torch.float32, subjects=[ours, peer], batches=[2], lengths=[6],
-        new_tokens=4, plan=Plan(1, 1, 1), kernels=0,
+        model="m", dtype=torch.float32, subjects=[ours, peer], batches=[1, 2], lengths=[6], new_tokens=[4],
+        reference="mamba-ssm", plan=Plan(1, 1, 1), kernels=0,
     )  # fmt: skip
-    assert [figure.subject for figure in report.figures] == ["quamba", "mamba-ssm"] * 3
+    assert [figure.subject for figure in report.figures] == ["quamba", "mamba-ssm"] * 4
     assert {(call["shape"], call["offset"]) for call in package} == {((1, 6), 0), ((2, 1), 1), ((1, 1), 1)}
     whole = package[-4:]
     assert [call["offset"] for call in whole] == [0, 1, 1, 1]

@@ -90,8 +90,10 @@ def test_tensors_are_the_documented_ones(tmp_path: Path, family: str, recipe: st
         "backbone.embeddings.qweight": ("I8", [VOCABULARY, E]),
         "backbone.embeddings.weight_scale": ("F32", [VOCABULARY]),
         "backbone.norm_f.weight": ("BF16", [E]),
-        "lm_head.input_scale": ("F32", []),
+        "lm_head.input_scale": ("F32", [E] if channels else []),
     }
+    if channels:
+        expected["backbone.embeddings.column_scale"] = ("F32", [E])
     for layer in range(3):
         expected |= mixer(f"backbone.layers.{layer}.mixer.", channels=channels, biased=family == "mamba-biased")
     found = forms(tmp_path)

@@ -38,7 +38,7 @@ def rows() -> None:
         for dtype in (torch.float16, torch.float32):
             ops.hadamard(randn(3, size, dtype=dtype))
             ops.hadamard_quant(randn(3, size, dtype=dtype), scales(size))
-    ops.embedding(torch.randint(0, 50, (7,), device="cuda"), randint8(50, 33), scales(50), torch.float16)
+    ops.embedding(torch.randint(0, 50, (7,), device="cuda"), randint8(50, 33), scales(50), scales(33), torch.float16)
 
 
 def conv() -> None:

@@ -102,6 +102,20 @@ def test_a_stack_equals_its_blocks(batch: int, same: bool) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("cluster", ["2", "4"])
+@pytest.mark.parametrize("inner", [1536, 3072, 5120])
+def test_clusters_that_share_a_transform(inner: int, cluster: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    args = moved(stack([{}] * 5, **(SHAPE | {"inner": inner}), batch=batch)[0])
+    alone = run(args)
+    monkeypatch.setenv("QUAMBA_STEP_CLUSTER", cluster)
+    for _ in range(3):
+        shared = run(args)
+        assert torch.equal(shared[0], alone[0])
+        assert all(torch.equal(a, b) for a, b in zip(shared[1] + shared[2], alone[1] + alone[2], strict=True))
+
+
+@torch.no_grad()
 def test_more_blocks_than_a_launch_takes() -> None:
     args, _ = stack([{}] * 101, **SHAPE, batch=2)
     out, conv, ssm = run(moved(args))

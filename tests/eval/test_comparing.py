@@ -12,9 +12,12 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import quamba
+from quamba.bench.timing import Plan as Timing
+from quamba.checkpoint.sizes import checkpoint_dtype, weight_bytes
 from quamba.errors import CalibrationError, QuambaError, RecipeError
 from quamba.eval import comparing, perplexity
-from quamba.eval.comparing import checkpoint_dtype, run_trials, weight_bytes
+from quamba.eval.comparing import run_trials
+from quamba.eval.latency import Latency, LatencySettings
 from quamba.eval.perplexity import compare
 from quamba.eval.state import StateFile
 from quamba.eval.trials import FLOAT, Plan, Trial
@@ -166,7 +169,7 @@ def test_state_of_another_comparison_raises(kept: Path) -> None:
     assert len(StateFile(kept, {"a": 1, "b": [2]}, recipes=(RECIPES["naive"],), restart=False).trials) == 1
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', '{"format": 1, "identity": {}, "trials": [{}]}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 2, "identity": {}, "trials": [{}]}'])
 def test_a_damaged_state_raises(content: str, tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_text(content)
@@ -176,8 +179,8 @@ def test_a_damaged_state_raises(content: str, tmp_path: Path) -> None:
 
 
 def test_a_state_of_another_format_raises(kept: Path) -> None:
-    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"format": 2}))
-    with pytest.raises(QuambaError, match="format 2"):
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"format": 3}))
+    with pytest.raises(QuambaError, match="format 3"):
         StateFile(kept, {"a": 1, "b": [2]}, recipes=(), restart=False)
 
 
@@ -225,13 +228,29 @@ def test_a_table_of_token_ids_calibrates(folder: Path, tokenizer: Any, load: Loa
     assert trial.texts["rest"].window_nll == perplexity(model, ids[300:], context=64).window_nll.tolist()
 
 
-def test_latencies_are_measured_of_every_model(folder: Path, tokenizer: Any, load: Load) -> None:
+def test_latencies_are_measured_but_of_simulations(
+    folder: Path, tokenizer: Any, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
 
-    def latency(model: Any) -> dict[str, float]:
-        seen.append(model)
-        return {"TPOT": float(len(seen))}
+    def timed(model: Any, settings: LatencySettings) -> Latency:
+        seen.append((model.quantization.recipe.name, settings))
+        return Latency({}, settings.prompt, settings.batch, "eager", None, True)
 
-    trials = run_trials(plan_of(folder, "dynamic"), load, tokenizer, latency=latency)
-    assert [trial.latency for trial in trials] == [{"TPOT": 1.0}, {"TPOT": 2.0}]
-    assert seen[1].quantization.recipe.name == "dynamic"
+    monkeypatch.setattr(comparing, "measure_latency", timed)
+    settings = LatencySettings(prompt=7, batch=2)
+    trials = run_trials(plan_of(folder, "dynamic", "quamba-w4a4", latency=settings), load, tokenizer)
+    assert seen == [(FLOAT, settings), ("dynamic", settings)]
+    assert [trial.latency and trial.latency.prompt for trial in trials] == [7, 7, None]
+    assert all(trial.latency is None for trial in run_trials(plan_of(folder, "dynamic"), load, tokenizer))
+    assert len(seen) == 2
+
+
+def test_what_is_timed_is_part_of_the_identity(folder: Path) -> None:
+    without, first, second = (
+        plan_of(folder, latency=latency).identity()
+        for latency in (None, LatencySettings(), LatencySettings(plan=Timing(seconds=3.0)))
+    )
+    assert "latency" not in without
+    assert json.loads(json.dumps(first))["latency"]["prompt"] == 512
+    assert first["latency"] != second["latency"]

@@ -2,13 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
+from quamba.bench.timing import Spread
 from quamba.errors import QuambaError
+from quamba.eval.latency import Latency
 from quamba.eval.results import Metric, TaskResult
 from quamba.eval.statistics import paired_difference
-from quamba.eval.table import cells, lines_of, markdown
+from quamba.eval.table import cells, lines_of, markdown, notes
 from quamba.eval.trials import TextTrial, Trial
 from quamba.recipes import RECIPES
 
@@ -52,18 +55,57 @@ def test_figures() -> None:
 
 
 def test_cells_and_markdown() -> None:
-    lines = lines_of([trial("float", latency={"TPOT": 2.0}), trial("naive", "a")])
+    lines = lines_of([trial("float"), trial("naive", "a")])
     head, base, row = cells(lines)
     assert len(head) == len(base) == len(row)
     assert head == ["recipe", "weights", "books: perplexity", "increase [95 %]", "KL", "words: acc", "points [95 %]",
-                    "pages: word_perplexity", "TPOT, ms"]  # fmt: skip
-    assert base == ["float", "4.83 MB", "19.503", "—", "—", "60.00 ± 10.00", "—", "21.5000", "2.000"]
+                    "pages: word_perplexity"]  # fmt: skip
+    assert base == ["float", "4.83 MB", "19.503", "—", "—", "60.00 ± 10.00", "—", "21.5000"]
     assert row[3].startswith("+13.148 % [+")
     assert row[4:6] == ["0.2500", "40.00 ± 10.00"]
     assert row[6].startswith("-20.00 [-60.00, +0.00")
     text = markdown(lines).splitlines()
     assert len(text) == 4
-    assert {line.count("|") for line in text} == {10}
+    assert {line.count("|") for line in text} == {9}
+
+
+def latency(ttft: float, tpot: float, **changes: object) -> Latency:
+    times = {
+        name: Spread(time, time - 1, time + 1, time - 0.5, time + 0.5, runs)
+        for name, time, runs in (("TTFT", ttft, 6), ("TPOT", tpot, 60))
+    }
+    fields = {"times": times, "prompt": 512, "batch": 1, "mode": "graph", "others": 0.0, "disturbed": False}
+    return Latency(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_latencies() -> None:
+    simulated = trial("quamba-w4a4", "a")
+    lines = lines_of(
+        [trial("naive", "a", latency=latency(8.0, 2.0)), simulated, trial("float", latency=latency(32, 3))]
+    )
+    head, *rows = cells(lines)
+    assert head[-2:] == ["TTFT (512 tokens), ms", "TPOT (batch 1), ms"]
+    assert [row[-2:] for row in rows] == [["8.000 (4.00x)", "2.000 (1.50x)"], ["—", "—"], ["32.000", "3.000"]]
+    assert notes(lines) == ["TTFT, TPOT: medians of 6 to 60 runs, graph; in brackets times as fast as float"]
+    assert markdown(lines).splitlines()[-2:] == ["", notes(lines)[0] + "  "]
+    assert lines[0].to_dict()["latency"]["times"]["TPOT"]["upper"] == 2.5
+    assert lines[1].to_dict()["latency"] is None
+    assert notes(lines_of([trial("float")])) == []
+
+
+def test_latencies_that_others_disturbed_are_marked() -> None:
+    slow = latency(32, 3, batch=4, prompt=7, mode="eager", others=0.25, disturbed=True)
+    lines = lines_of([trial("float", latency=slow), trial("naive", "a", latency=latency(8.0, 2.0, mode="eager"))])
+    head, base, row = cells(lines)
+    assert head[-2:] == ["TTFT (4 x 7 tokens), ms", "TPOT (batch 4), ms"]
+    assert base[-2:] == ["32.000†", "3.000†"]
+    assert row[-1] == "2.000 (1.50x)"
+    assert (
+        notes(lines)[1]
+        == "†: NOT TO BE PUBLISHED, others kept up to 25% of the CPU busy meanwhile; at most 5% would do"
+    )
+    unknown = lines_of([trial("float", latency=replace(slow, others=None))])
+    assert "it is unknown what others did" in notes(unknown)[1]
 
 
 def test_calibrations_have_a_column_where_there_are_several() -> None:
@@ -89,11 +131,13 @@ def test_json() -> None:
 
 
 def test_trials_round_trip() -> None:
-    first = trial("naive", "a", latency={"TPOT": 2.5})
+    first = trial("naive", "a", latency=latency(9.0, 2.5, disturbed=True))
     again = Trial.from_dict(json.loads(json.dumps(first.to_dict())))
     assert again.to_dict() == first.to_dict()
     assert again.tasks["words"].per_document == {"acc": RIGHT["naive"]}
     assert math.isnan(again.tasks["words"].metrics["perplexity"].stderr)
+    assert again.latency == first.latency
+    assert Trial.from_dict(json.loads(json.dumps(trial("float").to_dict()))).latency is None
 
 
 def test_without_the_baseline_there_is_no_table() -> None:

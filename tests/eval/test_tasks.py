@@ -211,26 +211,21 @@ def test_a_name_that_lm_eval_does_not_know_raises(model: Any, tokenizer: Any) ->
         run_tasks(model, tokenizer, ["absent_task"])
 
 
-PROGRAM = """
-import json, os, sys
-from pathlib import Path
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from quamba.eval import LocalTask, TaskTemplate, run_tasks
-folder, data = sys.argv[1:]
-found = run_tasks(AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder),
-                  [LocalTask(TaskTemplate("words", "last_word"), Path(data))], batch_size=2)
-out = Path(data).with_name("result-" + os.environ["RANK"])
-out.write_text(json.dumps([result.to_dict(documents=True) for result in found]))
-"""
-
-
 @pytest.mark.slow
 def test_processes_of_accelerate_share_the_documents(folder: Path, tokenizer: Any, tmp_path: Path) -> None:
-    data = write(tmp_path / "data", [{"text": text_of(60, start=n)} for n in range(0, 700, 100)])
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    # What `accelerate launch` does with several GPUs.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    rows = [{"text": text_of(60, start=n)} for n in range(0, 700, 100)]
+    rows[3]["text"] = continued(AutoModelForCausalLM.from_pretrained(folder), tokenizer, rows[3]["text"])
+    words = LocalTask(LAST_WORD, write(tmp_path / "words", rows))
+    pages = LocalTask(TaskTemplate("pages", "text"), words.data)
+    arguments = ["eval", str(folder), "--json", "--batch-size", "3"]
+    for task in (words, pages):
+        template = tmp_path / f"{task.template.name}.json"
+        template.write_text(json.dumps(task.template.to_dict()))
+        arguments += ["--task", f"{template}={task.data}"]
+    program = tmp_path / "quamba"
+    program.write_text("from quamba.cli import main\nmain()\n")
+    # On a CPU the processes talk through gloo; `--cpu` alone would want MPI, and start one process without it.
+    options = "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
@@ -238,14 +233,19 @@ def test_processes_of_accelerate_share_the_documents(folder: Path, tokenizer: An
         "ACCELERATE_USE_CPU": "1",
     }
     done = subprocess.run(
-        [*launch, str(program), str(folder), str(data)],
+        [sys.executable, "-m", "accelerate.commands.launch", *options.split(), str(program), *arguments],
         capture_output=True, text=True, timeout=300, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    (alone,) = run_tasks(AutoModelForCausalLM.from_pretrained(folder), tokenizer, [LocalTask(LAST_WORD, data)])
-    first, second = (json.loads((tmp_path / f"result-{rank}").read_text()) for rank in (0, 1))
-    assert second == []
-    (together,) = first
-    assert together["documents"] == 7
-    assert together["per_document"] == alone.per_document
-    assert together["metrics"]["perplexity"]["value"] == pytest.approx(alone.metrics["perplexity"].value, rel=1e-5)
+    # One process prints, on one line.
+    together = json.loads(done.stdout)["tasks"]
+    alone = run_tasks(AutoModelForCausalLM.from_pretrained(folder), tokenizer, [words, pages], batch_size=3)
+    assert [task["name"] for task in together] == ["words", "pages"]
+    for found, result in zip(together, alone, strict=True):
+        assert found["documents"] == result.documents == 7
+        assert set(found["metrics"]) == set(result.metrics)
+        for name, metric in found["metrics"].items():
+            value, stderr = metric["value"], math.nan if metric["stderr"] is None else metric["stderr"]
+            assert value == pytest.approx(result.metrics[name].value, rel=1e-5)
+            # A bootstrap over the same documents in the same order.
+            assert stderr == pytest.approx(result.metrics[name].stderr, rel=1e-5, nan_ok=True)

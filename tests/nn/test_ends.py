@@ -102,3 +102,42 @@ def test_empty_ends_are_filled_by_name() -> None:
     empty.load_state_dict(full.state_dict(), assign=True)
     hidden = torch.randn(5, WIDTH)
     assert torch.equal(empty(hidden), full(hidden))
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("spec", [CHANNEL, TENSOR])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scales_per_channel_of_the_heads_input(tie: bool, spec: QuantSpec, dtype: torch.dtype) -> None:
+    table, scales = make_table(), torch.logspace(-3, -1, WIDTH)
+    embedding = QuantizedEmbedding(rows=ROWS, width=WIDTH, spec=spec, dtype=dtype, columns=tie)
+    embedding.fill(table, columns=scales if tie else None)
+    head = QuantizedHead(
+        rows=ROWS, width=WIDTH, bias=False, spec=spec, input_spec=TENSOR, dtype=dtype, smooth=True,
+        tied=embedding if tie else None,
+    )  # fmt: skip
+    head.fill(None if tie else table, bias=None, input_scale=scales)
+    hidden = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x = (hidden.double() / scales).round().clamp(-128, 127)
+    folded = table.double() * scales
+    step = folded.abs().amax(dim=1, keepdim=True) / 127 if spec == CHANNEL else folded.abs().amax() / 127
+    expected = x @ ((folded / step).round() * step).T
+    torch.testing.assert_close(head(hidden).double(), expected, rtol=1e-5, atol=1e-4)
+    rows = embedding(torch.arange(ROWS)).float()
+    assert (embedding.column_scale is not None) == tie
+    slack = 0.501 * (
+        step / scales if tie else table.abs().amax(dim=1 if spec == CHANNEL else (0, 1), keepdim=True) / 127
+    )
+    assert bool(((rows - table).abs() <= slack + (0.004 * table.abs() if dtype == torch.bfloat16 else 0)).all())
+
+
+def test_an_empty_head_with_scales_per_channel_is_finalized() -> None:
+    def head() -> QuantizedHead:
+        return QuantizedHead(
+            rows=ROWS, width=WIDTH, bias=False, spec=CHANNEL, input_spec=TENSOR, dtype=torch.float32, smooth=True
+        )
+
+    full, empty = head(), head()
+    full.fill(make_table(), bias=None, input_scale=torch.logspace(-3, -1, WIDTH))
+    empty.load_state_dict(full.state_dict(), assign=True)
+    empty.finalize()
+    assert torch.equal(empty(torch.ones(2, WIDTH)), full(torch.ones(2, WIDTH)))

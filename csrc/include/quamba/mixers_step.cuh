@@ -7,22 +7,34 @@
 namespace quamba {
 
 constexpr int kStackBlocks = 100;       // blocks a launch: a kernel's arguments end at 32764 bytes
-constexpr int kStackTokens = 16;        // sequences a launch
+constexpr int kStackTokens = 8;         // sequences a launch
 constexpr int kStackDistributed = 3;    // from so many on, a token's norm and transform are one thread block's work
 constexpr int kStackSlots = 24;         // of the ring, at most
 constexpr int kStackWidth = 8192;       // of the model, at most
 constexpr int kStackHadamards[] = {1, 12, 20};  // orders of the base matrix that the kernel has
 
-// What is copied to shared memory for each block, in words. A field that has one number a channel of D, or a row of W_out,
-// is copied for those of the thread block. Vectors are float32, but for the norm's weight.
+// What is copied to shared memory for each block. First what has one number a channel of D: these lie together, channel
+// by channel; a scale that is one number is there for every channel, and a bias that is missing is zero. Vectors are
+// float32, but for the norm's weight.
 enum StackField {
   kInX, kInZ, kBiasX, kBiasZ, kScaleX, kScaleZ, kConvScale, kConvBias, kXScale, kScanScale, kDtWeightScale, kDtScale,
-  kDtBias, kSkip, kA, kTaps, kDtWeight, kXSumScale, kDbcScale, kDNorm, kBNorm, kCNorm, kOutScale, kOutBias, kUScale,
-  kXInScale, kGScale, kNormWeight, kStackFields
+  kDtBias, kSkip, kChannelFields,
+  // one number a sum of W_x, three of these together
+  kXSumScale = kChannelFields, kDbcScale, kDNorm, kBNorm, kCNorm,
+  // one number a row of W_out, two of these together
+  kOutScale, kOutBias,
+  kUScale, kXInScale, kGScale,
+  kA, kTaps, kDtWeight, kStagedFields,
+  kNormWeight = kStagedFields, kStackFields  // the workers copy this one
 };
+
+// Words from one channel's numbers to the next one's, and so for sums and rows: the first two are odd, for the banks.
+constexpr int kChannelWords = 15, kSumWords = 3, kRowWords = 2;
+constexpr int kStackOnes = 16;  // bytes at the beginning of a buffer: the fields that are one number
 
 struct StackBlock {
   const void* field[kStackFields];  // null where there is none
+  const void* next_norm_weight;     // of the block after this one
   const int8_t* in_weight;
   const int8_t* x_weight;
   const int8_t* out_weight;
@@ -31,12 +43,12 @@ struct StackBlock {
   float norm_eps, dbc_eps;
 };
 
-// How a field is copied, the same for all blocks of a launch.
+// How a field is copied, in pieces, the same for all blocks of a launch.
 struct StackCopy {
-  int to;             // offset in the buffer
-  int bytes, stride;  // of a thread block, and from one's to the next one's
-  int total;          // bytes of the field
-  int width;          // of a copy: 16, 8 or 4 bytes
+  int to, step;          // offset in the buffer, and from piece to piece
+  int width, from_step;  // of a piece: 16, 8 or 4 bytes; from piece to piece of the field
+  int count;             // pieces, at most
+  int stride, total;     // bytes from one thread block's to the next one's, and of the field; 0: all is everybody's
 };
 
 // What the blocks of a launch have in common.
@@ -47,17 +59,28 @@ struct StackFormat {
       out_weight_scale;  // strides of scales: 0 or 1
   Type norm_weight;
   bool norm_dbc, rotate, residual, has_dt_scale, has_norms;
-  bool has_in_bias, has_conv_bias, has_out_bias;
+  bool has_in_bias, has_conv_bias, has_out_bias;  // only so that blocks with and without one have different formats
 };
 
 // Offsets in a thread block's shared memory, in bytes. A "buffer" is what the staging warps prepare for one block of
 // the stack; there are two.
 struct StackShared {
-  int act, acc, kept, raw, buffer[2], total;
+  int act, acc, kept, raw, scratch, norm_weight, buffer[2], total;
   int slots, slot_bytes, slot_columns;  // the ring of weight tiles, at offset 0
   // within a buffer:
-  int x_weight, x_weight_pitch, block;  // the pitch in words
-  StackCopy copy[kStackFields];
+  int block, sum_numbers, row_numbers, A, taps, dt_weight;
+  int x_weight, x_weight_pitch, x_weight_width;  // the pitch in words; bytes a copy
+  StackCopy copy[kStagedFields];
+};
+
+// n / by for n and `by` below 2^16, by a multiplication.
+struct StackDivisor {
+  int by;
+  unsigned reciprocal;  // 0: by is 1
+
+  StackDivisor() = default;
+  __host__ __device__ explicit StackDivisor(int by) : by(by), reciprocal(by > 1 ? 0xffffffffu / by + 1 : 0) {}
+  __device__ int of(int n) const { return reciprocal ? static_cast<int>(__umulhi(n, reciprocal)) : n; }
 };
 
 // All of a launch but the blocks. Thread blocks keep a copy in shared memory: constants are many here, and rare.
@@ -67,9 +90,11 @@ struct StackPlan {
   int blocks, tokens, grid;
   int channels, rows;  // of D, of E, a thread block
   int flight;          // slots of the ring that are under way at a time, at most
+  int cluster;         // thread blocks that share a transform of g: 1, 2 or 4
   // The transform of g: order = power * base.
-  int power, log_power, base;
+  int power, log_power, base;  // base 0: none
   float factor;
+  StackDivisor over_sums;  // R + 2 N
   const void* hidden;
   int64_t hidden_row;
   void* out;
@@ -77,7 +102,7 @@ struct StackPlan {
   // Between thread blocks, zero at the launch. Numbers travel with a tag beside them, by which a reader sees that they
   // are there: waiting for the number costs one way to memory, where a barrier and then the number cost four.
   unsigned* counter;             // of the barrier that what has no tags takes
-  unsigned long long* dbc;       // (blocks, tokens, R + 2 N), sums of W_x and how many thread blocks added to them
+  unsigned long long* dbc;       // (blocks, tokens, R + 2 N) at sum_place: sums of W_x, and how many added to them
   unsigned long long* residual;  // (tokens, E), tagged: the residual stream between blocks
   unsigned long long* g;         // (tokens, D), tagged
   int8_t* bytes;                 // (tokens, max(D, E)), u or g
@@ -89,6 +114,12 @@ struct StackParams {
 };
 
 static_assert(sizeof(StackParams) <= 32764, "a kernel's arguments");
+
+constexpr int kAccPitch = 8;         // sums of a product: (rows, 8), a column for each sequence
+// Where sum i of W_x is, in words: four of them in each 128 bytes, for all thread blocks add to them and wait for them
+// at a time, and each part of the second-level cache serves some of these lines.
+constexpr int kSumSpread = 4;
+__host__ __device__ constexpr int sum_place(int i) { return kSumSpread * (i - i % 4) + i % 4; }
 
 constexpr int kTeams = 2;            // of workers; each takes a slot at a time
 constexpr int kTileWeightRows = 16;  // of a weight, in a slot of the ring

@@ -1,83 +1,115 @@
-// mixers_step: the Hadamard transform of one row of g, by the workers of a thread block, and its rounding.
+// mixers_step: the Hadamard transform of one row of g, by the workers of a thread block, and its rounding. The same
+// additions in the same order as in hadamard_quant.cuh, but for the base matrix its signs are numbers in shared memory
+// and its rows a loop: straight-line code of that length takes longer to fetch than to run, where it runs once between
+// others.
 #pragma once
 
-#include "quamba/hadamard_quant.cuh"
+#include "quamba/mixers_step_cluster.cuh"
 #include "quamba/mixers_step_tags.cuh"
 
 namespace quamba {
 
-// The base matrix across the rows of the (base, power) matrix: a worker takes a column.
-template <int BASE>
-__device__ __forceinline__ void rotate_base(const unsigned long long* g, unsigned tag, int power, float* shared) {
-  for (int column = threadIdx.x; column < power; column += kStackWorkers) {
-    float v[BASE];
-    bool there;
-    // The last one first, alone: while it is not there, asking for the others would only burden the memory.
-    do there = arrived(load_tagged(g + (BASE - 1) * power + column), tag, &v[BASE - 1]);
-    while (!there);
-    do {
-      unsigned long long words[BASE - 1];
-      const unsigned long long* from = g + column;
-      asm volatile("" : "+l"(from));  // the addresses are not worth keeping for another turn
-#pragma unroll
-      for (int i = 0; i < BASE - 1; ++i, from += power) words[i] = load_tagged(from);
-      there = true;
-#pragma unroll
-      for (int i = 0; i < BASE - 1; ++i) there &= arrived(words[i], tag, &v[i]);
-    } while (!there);
-    base_rows<BASE, 0>(v, shared, column, power);
+// The base matrix, row by row; before the workers start, by all threads.
+template <int BASE, int ROW = 0>
+__device__ __forceinline__ void write_signs(float* signs) {
+  if constexpr (ROW < BASE) {
+    constexpr uint64_t kBits = base_row(BASE, ROW);
+    if (threadIdx.x < BASE) signs[ROW * BASE + threadIdx.x] = kBits >> threadIdx.x & 1 ? -1.0f : 1.0f;
+    write_signs<BASE, ROW + 1>(signs);
   }
+}
+
+// The base matrix across the rows of the (base, power) matrix, in place. The worker of a column has it in registers;
+// where there are more workers than columns, several have the same one and compute some of its rows each.
+template <int BASE>
+__device__ __forceinline__ void rotate_base(const float* signs, int log_power, float* shared) {
+  const int power = 1 << log_power, parts = max(1, kStackWorkers >> log_power), pitch = padded_index(power);
+  const int part = parts > 1 ? threadIdx.x >> log_power : 0;
+#pragma unroll 1
+  for (int column = threadIdx.x - part * power; column < power; column += kStackWorkers) {
+    float* const at = shared + padded_index(column);
+    float v[BASE];
+#pragma unroll
+    for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
+    if (parts > 1) team_sync();
+#pragma unroll 1
+    for (int row = part; row < BASE; row += 2 * parts) {
+      // Two rows, and two sums for each, so that additions need not wait for each other.
+      const int second = min(row + parts, BASE - 1);
+      float even[2] = {}, odd[2] = {};
+#pragma unroll
+      for (int i = 0; i < BASE; i += 4)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          const float4 s = reinterpret_cast<const float4*>(signs + (k ? second : row) * BASE)[i / 4];
+          even[k] = fmaf(s.x, v[i], even[k]), odd[k] = fmaf(s.y, v[i + 1], odd[k]);
+          even[k] = fmaf(s.z, v[i + 2], even[k]), odd[k] = fmaf(s.w, v[i + 3], odd[k]);
+        }
+      at[row * pitch] = even[0] + odd[0];
+      if (row + parts < BASE) at[second * pitch] = even[1] + odd[1];
+    }
+  }
+  team_sync();
 }
 
 // LOG_RADIX butterfly stages at strides 2^log_stride and up, in place.
 template <int LOG_RADIX>
 __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_stride) {
   constexpr int kRadix = 1 << LOG_RADIX;
+  // From one of a worker's numbers to the next, in padded_index: the stride is a multiple of sixteen.
+  const int step = padded_index(1 << log_stride);
+#pragma unroll 1
   for (int u = threadIdx.x; u < order >> LOG_RADIX; u += kStackWorkers) {
     const int low = u & ((1 << log_stride) - 1), first = ((u >> log_stride) << (log_stride + LOG_RADIX)) + low;
+    float* const at = shared + padded_index(first);
     float v[kRadix];
 #pragma unroll
-    for (int i = 0; i < kRadix; ++i) v[i] = shared[padded_index(first + (i << log_stride))];
+    for (int i = 0; i < kRadix; ++i) v[i] = at[i * step];
     butterflies<LOG_RADIX>(v);
 #pragma unroll
-    for (int i = 0; i < kRadix; ++i) shared[padded_index(first + (i << log_stride))] = v[i];
+    for (int i = 0; i < kRadix; ++i) at[i * step] = v[i];
   }
   team_sync();
 }
 
-// The last four stages, and the bytes.
-__device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int8_t* out) {
-  const float reciprocal = reciprocal_approx(scale);
-  for (int u = threadIdx.x; u < order / 16; u += kStackWorkers) {
-    float v[16];
+// The last four stages, and the bytes, to all thread blocks of the cluster. A worker has eight numbers, its neighbour
+// the other eight of sixteen.
+template <bool CLUSTER>
+__device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int cluster,
+                                            int8_t* out) {
+  const float reciprocal = reciprocal_approx(scale), sign = threadIdx.x & 1 ? -1.0f : 1.0f;
+#pragma unroll 1
+  for (int u0 = threadIdx.x & ~31; u0 < order / 8; u0 += kStackWorkers) {
+    const int u = u0 + (threadIdx.x & 31);
+    const bool live = u < order / 8;
+    const float* const at = shared + (live ? padded_index(8 * u) : 0);
+    float v[8];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) v[i] = shared[padded_index(16 * u + i)];
-    butterflies<4>(v);
-    uint32_t bytes[16];
+    for (int i = 0; i < 8; ++i) v[i] = at[i];
+    butterflies<3>(v);
+    uint32_t bytes[8];
 #pragma unroll
-    for (int i = 0; i < 16; ++i) bytes[i] = round_to_byte(divide(v[i] * factor, scale, reciprocal));
-    store_bytes<16, true>(out + 16 * u, 16, bytes);
+    for (int i = 0; i < 8; ++i) {
+      const float turned = fmaf(sign, v[i], __shfl_xor_sync(0xffffffffu, v[i], 1));
+      bytes[i] = round_to_byte(divide(turned * factor, scale, reciprocal));
+    }
+    if (live) {
+      if constexpr (!CLUSTER) {
+        store_bytes<8, true>(out + 8 * u, 8, bytes);
+      } else {
+        const uint2 words = make_uint2(pack_bytes(bytes[0], bytes[1], bytes[2], bytes[3]),
+                                       pack_bytes(bytes[4], bytes[5], bytes[6], bytes[7]));
+#pragma unroll 1
+        for (int rank = 0; rank < cluster; ++rank) store_remote(reinterpret_cast<uint2*>(out + 8 * u), rank, words);
+      }
+    }
   }
 }
 
-// D is power * base with power a multiple of 16. `out` is aligned to 16 bytes.
-__device__ __forceinline__ void rotate_row(const StackPlan& p, const unsigned long long* g, unsigned tag,
-                                           float scale, float* shared, int8_t* out) {
-  const int order = p.f.inner;
-  switch (p.base) {
-    case 12:
-      rotate_base<12>(g, tag, p.power, shared);
-      break;
-    case 20:
-      rotate_base<20>(g, tag, p.power, shared);
-      break;
-    default:
-      for_tagged(g, order, tag, [&](int i, float4 v) {
-        const int at = padded_index(4 * i);
-        shared[at] = v.x, shared[at + 1] = v.y, shared[at + 2] = v.z, shared[at + 3] = v.w;
-      });
-  }
-  team_sync();
+// The stages after the base matrix, and the bytes: of `order` numbers, some rows of the (base, power) matrix.
+template <bool CLUSTER>
+__device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int order, float* shared, int8_t* out) {
+#pragma unroll 1
   for (int done = p.log_power; done > 4;) {
     const int stages = (done - 4) % 4 ? (done - 4) % 4 : 4;
     done -= stages;
@@ -95,8 +127,90 @@ __device__ __forceinline__ void rotate_row(const StackPlan& p, const unsigned lo
         rotate_middle<4>(shared, order, done);
     }
   }
-  rotate_last(shared, order, p.factor, scale, out);
+  rotate_last<CLUSTER>(shared, order, p.factor, scale, p.cluster, out);
+}
+
+// Columns [first, first + columns) of the (base, power) matrix of tagged numbers, to their places in `shared`.
+template <int BASE>
+__device__ __forceinline__ void fetch_columns(const unsigned long long* from, int log_power, int first, int log_columns,
+                                              unsigned tag, float* shared) {
+  constexpr int kBatch = 2;
+  const int count = BASE << log_columns, next = 4 * kStackWorkers >> log_columns << log_power;
+#pragma unroll 1
+  for (int i0 = 4 * threadIdx.x; i0 < count; i0 += kBatch * 4 * kStackWorkers) {
+    unsigned missing = i0 + 4 * kStackWorkers < count ? 3 : 1;
+    const int place = (i0 >> log_columns << log_power) + first + (i0 & ((1 << log_columns) - 1));
+    const unsigned long long* const at = from + place;
+    float* const to = shared + padded_index(place);
+#pragma unroll 1
+    do {
+      unsigned long long words[kBatch][4];
+      // A worker's second four are some whole rows below its first: there are 4 * 256 numbers between.
+#pragma unroll
+      for (int u = 0; u < kBatch; ++u)
+        if (missing >> u & 1)
+          load_tagged2(at + u * next, words[u]), load_tagged2(at + u * next + 2, words[u] + 2);
+#pragma unroll
+      for (int u = 0; u < kBatch; ++u)
+        if (missing >> u & 1) {
+          float v[4];
+          bool there = true;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) there &= arrived(words[u][k], tag, &v[k]);
+          if (there) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) to[u * (next + next / 16) + k] = v[k];
+            missing ^= 1u << u;
+          }
+        }
+    } while (missing != 0);
+  }
+}
+
+// A row of g by the thread blocks of a cluster: each fetches some columns of the (base, power) matrix and multiplies
+// them by the base matrix, then each has some rows, of which all need the bytes. The barriers' phases change once a
+// call.
+template <int BASE>
+__device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned long long* g, unsigned tag,
+                                              const float* signs, float scale, StackBarriers& barriers, int parity,
+                                              float* shared, int8_t* out) {
+  const int cluster = p.cluster, log_cluster = cluster >> 1, rank = blockIdx.x & (cluster - 1);
+  const int log_columns = p.log_power - log_cluster, first_column = rank << log_columns;
+  const int pitch = padded_index(p.power), rows = BASE >> log_cluster;
+  fetch_columns<BASE>(g, p.log_power, first_column, log_columns, tag, shared);
   team_sync();
+  // A worker has a column, and computes some of the rows of one thread block: there are 256 / power workers for these.
+  const int part = threadIdx.x >> log_columns, owner = part & (cluster - 1), parts = kStackWorkers >> p.log_power;
+  float* const at = shared + padded_index(first_column + (threadIdx.x & ((1 << log_columns) - 1)));
+  float v[BASE];
+#pragma unroll
+  for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
+  team_sync();
+#pragma unroll 1
+  for (int row = owner * rows + (part >> log_cluster); row < (owner + 1) * rows; row += parts) {
+    float even = 0.0f, odd = 0.0f;
+#pragma unroll
+    for (int i = 0; i < BASE; i += 4) {
+      const float4 s = reinterpret_cast<const float4*>(signs + row * BASE)[i / 4];
+      even = fmaf(s.x, v[i], even), odd = fmaf(s.y, v[i + 1], odd);
+      even = fmaf(s.z, v[i + 2], even), odd = fmaf(s.w, v[i + 3], odd);
+    }
+    store_remote(at + row * pitch, owner, even + odd);
+  }
+  meet_cluster(&barriers.turned, cluster, parity);
+  const int first = rank * rows;
+  rotate_rows<true>(p, scale, rows * p.power, shared + first * pitch, out + first * p.power);
+  meet_cluster(&barriers.rounded, cluster, parity);
+}
+
+// A row of g that fetch_tagged left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
+// bytes.
+template <int BASE>
+__device__ __forceinline__ void rotate_row(const StackPlan& p, const float* signs, float scale, float* shared,
+                                           int8_t* out) {
+  team_sync();
+  if constexpr (BASE > 1) rotate_base<BASE>(signs, p.log_power, shared);
+  rotate_rows<false>(p, scale, p.f.inner, shared, out);
 }
 
 }  // namespace quamba

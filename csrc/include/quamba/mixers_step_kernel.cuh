@@ -11,13 +11,14 @@
 
 namespace quamba {
 
-__device__ __forceinline__ float4 widen4(uint2 words, Type type) {
-  const auto half = [&](uint32_t bits) { return from_bits(bits, type); };
-  return make_float4(half(words.x & 0xffff), half(words.x >> 16), half(words.y & 0xffff), half(words.y >> 16));
-}
-
 __device__ __forceinline__ float4 load4(const void* data, Type type, int i) {
-  return type == Type::kFloat ? static_cast<const float4*>(data)[i] : widen4(static_cast<const uint2*>(data)[i], type);
+  if (type == Type::kFloat) return static_cast<const float4*>(data)[i];
+  const uint2 words = static_cast<const uint2*>(data)[i];
+  if (type == Type::kBFloat16)
+    return make_float4(__uint_as_float(words.x << 16), __uint_as_float(words.x & 0xffff0000u),
+                       __uint_as_float(words.y << 16), __uint_as_float(words.y & 0xffff0000u));
+  const auto half = [](uint32_t bits) { return __half2float(__ushort_as_half(static_cast<unsigned short>(bits))); };
+  return make_float4(half(words.x & 0xffff), half(words.x >> 16), half(words.y & 0xffff), half(words.y >> 16));
 }
 
 __device__ __forceinline__ float rounded_to(float v, Type type) {
@@ -26,6 +27,7 @@ __device__ __forceinline__ float rounded_to(float v, Type type) {
   return v;
 }
 
+// `partial` is free again after the next meeting of the workers.
 __device__ __forceinline__ float team_sum(float v, float* partial) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
@@ -34,7 +36,6 @@ __device__ __forceinline__ float team_sum(float v, float* partial) {
   v = 0.0f;
 #pragma unroll
   for (int i = 0; i < kStackWorkers / 32; ++i) v += partial[i];
-  team_sync();
   return v;
 }
 
@@ -44,49 +45,65 @@ __device__ __forceinline__ uint32_t rounded4(float4 v, float scale) {
                     round_to_byte(divide(v.z, scale, r)), round_to_byte(divide(v.w, scale, r)));
 }
 
-// The norm of row `m` of the residual stream as it enters block `l`, quantized. `row` holds it in between.
-__device__ __forceinline__ void norm_row(const StackPlan& p, int l, int m, const StackNumbers& numbers, float* row,
-                                         float* partial, uint32_t* out) {
-  const int count = p.f.model / 4;
-  float4* const kept = reinterpret_cast<float4*>(row);
-  float squares = 0.0f;
-  const auto keep = [&](int i, float4 v) {
-    kept[i] = v;
-    squares = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, squares))));
-  };
-  if (l == 0) {
-    const char* const from = static_cast<const char*>(p.hidden) + m * p.hidden_row * size_of(p.hidden_type);
+// The norm's weight of the next block, asked for while there is time: each worker copies what it will use.
+__device__ __forceinline__ void ask_norm_weight(const StackPlan& p, const void* from, char* to) {
+  const int bytes = 4 * size_of(p.f.norm_weight);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < count; i += kStackWorkers) keep(i, load4(from, p.hidden_type, i));
-  } else {
-    for_tagged(p.residual + static_cast<int64_t>(m) * p.f.model, p.f.model, l, keep);
-  }
-  const float factor =
-      rsqrtf(team_sum(squares, partial) / static_cast<float>(p.f.model) + numbers.block().norm_eps);
-  const float scale = numbers.one(kUScale);
+  for (int i = threadIdx.x; i < p.f.model / 4; i += kStackWorkers)
+    copy_piece(to + i * bytes, static_cast<const char*>(from) + i * bytes, bytes);
+}
+
+// The norm of a row of the residual stream, which fetch_tagged left in `row`, quantized.
+__device__ __forceinline__ void norm_row(const StackPlan& p, const StackNumbers& numbers, const float* row,
+                                         const char* weight, float* partial, uint32_t* out) {
+  const int count = p.f.model / 4;
+  float squares = 0.0f;
 #pragma unroll 1
   for (int i = threadIdx.x; i < count; i += kStackWorkers) {
-    const float4 v = kept[i], w = load4(numbers.all<char>(kNormWeight), p.f.norm_weight, i);
+    const float* const v = row + padded_index(4 * i);
+    squares = fmaf(v[0], v[0], fmaf(v[1], v[1], fmaf(v[2], v[2], fmaf(v[3], v[3], squares))));
+  }
+  const float size = static_cast<float>(p.f.model);
+  const float factor =
+      rsqrtf(divide(team_sum(squares, partial), size, reciprocal_approx(size)) + numbers.block().norm_eps);
+  const float scale = numbers.one(kUScale);
+  copies_done();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < count; i += kStackWorkers) {
+    const float* const v = row + padded_index(4 * i);
+    const float4 w = load4(weight, p.f.norm_weight, i);
     out[i] = rounded4(
-        make_float4(v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z, v.w * factor * w.w), scale);
+        make_float4(v[0] * factor * w.x, v[1] * factor * w.y, v[2] * factor * w.z, v[3] * factor * w.w), scale);
+  }
+}
+
+// The thread block's rows of the residual stream before the first block, into `kept` and to all.
+__device__ __forceinline__ void enter(const StackPlan& p, const StackShare& share, float* kept) {
+  const AnyVector hidden{p.hidden, p.hidden_type};
+#pragma unroll 1
+  for (int i = threadIdx.x; i < p.tokens * share.rows; i += kStackWorkers) {
+    const int m = share.over_rows.of(i), e = share.row + i - m * share.rows;
+    kept[i] = hidden[m * p.hidden_row + e];
+    store_tagged(p.residual + static_cast<int64_t>(m) * p.f.model + e, kept[i], 1);
   }
 }
 
 // The result of W_out, added to the residual stream, of which `kept` holds the thread block's part.
-template <int GROUPS>
 __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackShare& share,
                                          const StackNumbers& numbers, float* kept, int* acc) {
-  const bool last = l + 1 == p.blocks;
+  const float g_scale = numbers.one(kGScale);
+#pragma unroll 1
   for (int i = threadIdx.x; i < p.tokens * share.rows; i += kStackWorkers) {
-    const int m = i / share.rows, e = i - m * share.rows;
+    const int m = share.over_rows.of(i), e = i - m * share.rows;
     const int64_t at = static_cast<int64_t>(m) * p.f.model + share.row + e;
-    float v = __fadd_rn(__fmul_rn(static_cast<float>(take(acc + e * 8 * GROUPS + m)), numbers.out(e)),
-                        numbers.out_bias(e));
+    const float* const number = numbers.row(e);
+    float v = __fadd_rn(__fmul_rn(static_cast<float>(take(acc + e * kAccPitch + m)), __fmul_rn(g_scale, number[0])),
+                        number[1]);
     if (p.f.residual) v = __fadd_rn(v, kept[i]);
-    if (!last) {
+    if (l + 1 < p.blocks) {
       v = rounded_to(v, p.out_type);
       kept[i] = v;
-      store_tagged(p.residual + at, v, l + 1);
+      store_tagged(p.residual + at, v, l + 2);
     } else if (p.out_type == Type::kFloat) {
       static_cast<float*>(p.out)[at] = v;
     } else if (p.out_type == Type::kHalf) {
@@ -97,104 +114,131 @@ __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackS
   }
 }
 
-template <int GROUPS>
-__device__ __forceinline__ void work(const StackPlan& p, const StackShare& share, char* shared,
-                                     StackBarriers& barriers) {
+// What a worker loads at a time: fours of a row, steps of a slot. So many as the models with this base matrix have;
+// more would be code to fetch for nothing.
+template <int BASE>
+constexpr int kAtATime = BASE == 12 ? 3 : BASE == 20 ? 5 : 4;
+
+// What the workers do. Each of a block's two halves ends with a product: before the first one comes the norm, before
+// the second one all else, and both begin with a row that all thread blocks contributed to. So there is one loop over
+// halves, and the code that both share is there once.
+template <int BASE, bool CLUSTER>
+__device__ __forceinline__ void work(const StackPlan& p, const StackBlock* blocks, const StackShare& share,
+                                     const float* signs, char* shared, StackBarriers& barriers) {
   const StackFormat& f = p.f;
   char* const act = shared + p.s.act;
   int* const acc = reinterpret_cast<int*>(shared + p.s.acc);
   float* const raw = reinterpret_cast<float*>(shared + p.s.raw);
+  float* const kept = reinterpret_cast<float*>(shared + p.s.kept);
   __shared__ float partial[kStackWorkers / 32];
-  const int sums = f.rank + 2 * f.states;
-  // The transform's memory serves the other parts of a block between transforms.
   StackScratch scratch;
-  scratch.bc = raw;
-  scratch.z = scratch.bc + p.tokens * sums;
+  scratch.bc = reinterpret_cast<float*>(shared + p.s.scratch);
+  scratch.z = scratch.bc + p.tokens * p.over_sums.by;
   scratch.x = reinterpret_cast<int8_t*>(scratch.z + p.tokens * p.channels);
   scratch.d = scratch.x + p.tokens * p.channels;
   const bool distributed = p.tokens >= kStackDistributed;
-  // The rows that this thread block normalizes and transforms, and where they go.
+  // The rows that this thread block normalizes and transforms.
   const int first_row = distributed ? blockIdx.x : 0, row_step = distributed ? p.grid : 1;
-  const auto operand_row = [&](int m, int columns) {
-    return distributed ? p.bytes + static_cast<int64_t>(m) * columns
-                       : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
-  };
-  const StackTiles in(2 * share.channels, f.model, p.s.slot_columns), out(share.rows, f.inner, p.s.slot_columns);
   StackRing ring(shared, &barriers);
   StackGrid grid(p);
-  for (int i = threadIdx.x; i < max(round_up(2 * p.channels, 16), round_up(p.rows, 16)) * 8 * GROUPS; i += kStackWorkers)
+#pragma unroll 1
+  for (int i = threadIdx.x; i < max(round_up(2 * p.channels, 16), round_up(p.rows, 16)) * kAccPitch; i += kStackWorkers)
     acc[i] = 0;
+  enter(p, share, kept);
+  char* const norm_weight = shared + p.s.norm_weight;
+  if (first_row < p.tokens) ask_norm_weight(p, blocks[0].field[kNormWeight], norm_weight);
 
-  float* const kept = reinterpret_cast<float*>(shared + p.s.kept);
-  for (int i = threadIdx.x; i < p.tokens * share.rows; i += kStackWorkers) {
-    const int m = i / share.rows;
-    kept[i] = AnyVector{p.hidden, p.hidden_type}[m * p.hidden_row + share.row + i - m * share.rows];
-  }
-
-  for (int l = 0; l < p.blocks; ++l) {
+  uint32_t first_state = 0;
+#pragma unroll 1
+  for (int half = 0; half < 2 * p.blocks; ++half) {
+    const int l = half / 2, columns = half & 1 ? f.inner : f.model;
+    const bool second = half & 1;
     const StackNumbers numbers(p, shared + p.s.buffer[l & 1]);
-    barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
-    const uint32_t first_state = first_window(p, share, numbers);
-#pragma unroll 1
-    for (int m = first_row; m < p.tokens; m += row_step)
-      norm_row(p, l, m, numbers, raw, partial, reinterpret_cast<uint32_t*>(operand_row(m, f.model)));
-    if (distributed) {
-      grid.meet();
-      fetch_operand(p, f.model, act);
-    }
-    clear_tail(p, f.model, act);
-    team_sync();
-    multiply<GROUPS>(p, in, ring, act, acc);
-    team_sync();
-    convolve<GROUPS>(p, share, numbers, first_state, acc, scratch);
-    team_sync();
-    add_products(p, l, share, numbers.x_weight(), scratch);
-    const float4 ahead = state_piece(p, share, numbers, threadIdx.x / 4);
-    team_sync();
-    split_sums(p, l, numbers, scratch);
-    scan(p, l, share, numbers, ahead, scratch);
-    if (f.rotate) {
+    if (!second) {
+      barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
+      first_state = first_window(p, share, numbers);
+    } else {
+      convolve(p, share, numbers, first_state, acc, scratch);
       team_sync();
+      add_products(p, l, share, numbers, scratch);
+      scan<BASE>(p, l, share, numbers, scratch);
+      team_sync();
+    }
+    if (!second || BASE > 0) {
 #pragma unroll 1
-      for (int m = first_row; m < p.tokens; m += row_step)
-        rotate_row(p, p.g + static_cast<int64_t>(m) * f.inner, l + 1, numbers.one(kGScale), raw,
-                   operand_row(m, f.inner));
+      for (int m = first_row; m < p.tokens; m += row_step) {
+        const unsigned long long* const from = (second ? p.g : p.residual) + static_cast<int64_t>(m) * columns;
+        int8_t* const row = distributed ? p.bytes + static_cast<int64_t>(m) * columns
+                                        : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
+        if (!CLUSTER || !second) fetch_tagged<CLUSTER ? 3 : kAtATime<BASE>>(from, columns, l + 1, raw);
+        if (!second) {
+          norm_row(p, numbers, raw, norm_weight, partial, reinterpret_cast<uint32_t*>(row));
+        } else if constexpr (CLUSTER) {
+          const int parity = (l * p.tokens + m) & 1;
+          rotate_shared<BASE>(p, from, l + 1, signs, numbers.one(kGScale), barriers, parity, raw, row);
+        } else {
+          rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
+        }
+        if (m + row_step < p.tokens) team_sync();
+      }
     }
-    if (distributed || !f.rotate) {
+    if (distributed || (second && BASE == 0)) {
       grid.meet();
-      fetch_operand(p, f.inner, act);
+      fetch_operand(p, columns, act);
     }
-    clear_tail(p, f.inner, act);
+    clear_tail(p, columns, act);
     team_sync();
-    multiply<GROUPS>(p, out, ring, act, acc);
+    if (second && first_row < p.tokens && l + 1 < p.blocks)
+      ask_norm_weight(p, numbers.block().next_norm_weight, norm_weight);
+    multiply<kAtATime<BASE>>(p, share.tiles[second], ring, act, acc);
     team_sync();
-    add_rows<GROUPS>(p, l, share, numbers, kept, acc);
-    barrier_arrive(&barriers.spent[l & 1]);
+    if (second) {
+      add_rows(p, l, share, numbers, kept, acc);
+      barrier_arrive(&barriers.spent[l & 1]);
+    }
   }
 }
 
-template <int GROUPS>
+// BASE: order of the base matrix of the transform of g; 0: there is no transform. CLUSTER: thread blocks of a cluster
+// share it.
+template <int BASE, bool CLUSTER>
 __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __grid_constant__ StackParams params) {
   extern __shared__ __align__(128) char memory[];
   __shared__ StackBarriers barriers;
   __shared__ StackPlan p;
+  __shared__ __align__(16) float signs[BASE > 1 ? BASE * BASE : 1];
+#pragma unroll 1
   for (int i = threadIdx.x; i < static_cast<int>(sizeof(StackPlan) / 4); i += kStackThreads)
     reinterpret_cast<int*>(&p)[i] = reinterpret_cast<const int*>(&params.plan)[i];
+  // Numbers that are never copied, of biases that are missing, are zero.
+  const int buffers = params.plan.s.buffer[0];
+#pragma unroll 1
+  for (int i = buffers + 4 * threadIdx.x; i < params.plan.s.total; i += 4 * kStackThreads)
+    *reinterpret_cast<int*>(memory + i) = 0;
+  if constexpr (BASE > 1) write_signs<BASE>(signs);
   if (threadIdx.x == 0) {
+#pragma unroll 1
     for (int i = 0; i < params.plan.s.slots; ++i) {
       barrier_init(&barriers.full[i], 1);
       barrier_init(&barriers.empty[i], kTeamWarps);
     }
+#pragma unroll 1
     for (int i = 0; i < 2; ++i) {
       barrier_init(&barriers.staged[i], 2 * kStackStagers);
       barrier_init(&barriers.spent[i], kStackWorkers);
     }
+    if constexpr (CLUSTER) {
+      barrier_init(&barriers.turned, params.plan.cluster * kStackWorkers / 32);
+      barrier_init(&barriers.rounded, params.plan.cluster * kStackWorkers / 32);
+    }
     barriers_ready();
   }
+  __shared__ StackShare share;
+  if (threadIdx.x == 0) share = StackShare(params.plan);
   __syncthreads();
-  const StackShare share(p);
+  if constexpr (CLUSTER) cluster_sync();
   if (threadIdx.x < kStackWorkers) {
-    work<GROUPS>(p, share, memory, barriers);
+    work<BASE, CLUSTER>(p, params.block, share, signs, memory, barriers);
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {
     stage_blocks(p, params.block, share, memory, barriers);
   } else {

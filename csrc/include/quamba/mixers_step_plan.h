@@ -10,57 +10,64 @@
 namespace quamba {
 
 constexpr int kStackLeastSlots = 4;
-constexpr int kStackStaticBytes = 2048;  // of shared memory, for the barriers and the plan
+constexpr int kStackStaticBytes = 4096;  // of shared memory, for the barriers, the plan and the signs of a base matrix
 
-// The fields of a block, as mixers_step_warps.cuh copies them: their places in a buffer, which begins with the columns of
-// W_x. `aligned_to` holds for each the alignment that its pointers share. Returns the buffer's size.
+// The largest width of a copy, in bytes, that divides them all.
+inline int copy_width(int bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : 4; }
+
+// The fields of a block, as mixers_step_warps.cuh copies them: their places in a buffer. `aligned_to` holds for each
+// the alignment that its pointers share. Returns the buffer's size.
 inline int plan_buffer(StackPlan* p, const int* aligned_to) {
   const StackFormat& f = p->f;
   StackShared& s = p->s;
-  const int sums = f.rank + 2 * f.states, channels = p->channels, words = channels / 4;
-  int at = 0;
+  const int D = f.inner, N = f.states, R = f.rank, sums = R + 2 * N, channels = p->channels, words = channels / 4;
+  int at = kStackOnes;
   const auto take = [&](int bytes) {
     const int offset = at;
     at += round_up(bytes, 16);
     return offset;
   };
+  // Numbers of fields that lie together: a thread block's `own` of `all`, or with own = 0 all. stride = 0: there is
+  // one.
+  const auto numbers = [&](StackField which, int to, int step, int stride, int own, int all) {
+    s.copy[which] = {to, 4 * step, 4, 4 * stride, own ? own : all, 4 * own * stride, 4 * all};
+  };
+  const auto array = [&](StackField which, int each, int own, int all) {
+    const int bytes = each * (own ? own : all), width = copy_width(bytes | each * own | each * all | aligned_to[which]);
+    const int to = take(bytes);
+    s.copy[which] = {to, width, width, width, divide_up(bytes, width), each * own, each * all};
+    return to;
+  };
+
+  const int first = take(4 * kChannelWords * channels);
+  const int strides[kChannelFields] = {f.in_weight_scale,   f.in_weight_scale, 1, 1,           1,
+                                       1,                   f.conv_weight_scale, 1, f.x_scale, f.x_scan_scale,
+                                       f.dt_weight_scale, f.dt_scale,          1, 1};
+  for (int i = 0; i < kChannelFields; ++i)
+    numbers(static_cast<StackField>(i), first + 4 * i, kChannelWords, strides[i], channels, D);
+  s.sum_numbers = take(4 * kSumWords * sums);
+  numbers(kXSumScale, s.sum_numbers, kSumWords, f.x_weight_scale, 0, sums);
+  numbers(kDbcScale, s.sum_numbers + 4, kSumWords, 1, 0, sums);
+  numbers(kDNorm, s.sum_numbers + 8, kSumWords, 1, 0, R);
+  numbers(kBNorm, s.sum_numbers + 8 + 4 * kSumWords * R, kSumWords, 1, 0, N);
+  numbers(kCNorm, s.sum_numbers + 8 + 4 * kSumWords * (R + N), kSumWords, 1, 0, N);
+  s.row_numbers = take(4 * kRowWords * p->rows);
+  numbers(kOutScale, s.row_numbers, kRowWords, f.out_weight_scale, p->rows, f.model);
+  numbers(kOutBias, s.row_numbers + 4, kRowWords, 1, p->rows, f.model);
+  for (int i = kUScale; i <= kGScale; ++i) numbers(static_cast<StackField>(i), 4 * (i - kUScale), 1, 1, 0, 1);
+  s.A = array(kA, 4 * N, channels, D), s.taps = array(kTaps, f.width, channels, D);
+  s.dt_weight = array(kDtWeight, R, channels, D);
   // Neighbouring rows begin on different banks, at a multiple of what is copied at a time.
   s.x_weight_pitch = channels % 16 == 0 ? words + 4 : words % 4 == 2 || words % 2 ? words : words + 2;
+  s.x_weight_width = copy_width(channels | D);
   s.x_weight = take(sums * s.x_weight_pitch * 4);
   s.block = take(sizeof(StackBlock));
-  // A field with `each` bytes for each of the thread block's `own` of `all`; own = 0: all is every thread block's.
-  const auto field = [&](StackField which, int each, int own, int all) {
-    StackCopy& copy = s.copy[which];
-    copy.bytes = each * (own ? own : all), copy.stride = each * own, copy.total = each * all;
-    copy.width = 4;
-    for (int width = 16; width > 4; width /= 2)
-      if (copy.bytes % width == 0 && copy.stride % width == 0 && copy.total % width == 0 &&
-          aligned_to[which] % width == 0) {
-        copy.width = width;
-        break;
-      }
-    copy.to = take(copy.bytes);
-  };
-  const auto scale = [&](StackField which, int stride, int own, int all) {
-    if (stride) {
-      field(which, 4, own, all);
-    } else {
-      field(which, 4, 0, 1);
-    }
-  };
-  const int D = f.inner;
-  scale(kInX, f.in_weight_scale, channels, D), scale(kInZ, f.in_weight_scale, channels, D);
-  scale(kConvScale, f.conv_weight_scale, channels, D), scale(kXScale, f.x_scale, channels, D);
-  scale(kScanScale, f.x_scan_scale, channels, D), scale(kDtWeightScale, f.dt_weight_scale, channels, D);
-  scale(kDtScale, f.dt_scale, channels, D), scale(kXSumScale, f.x_weight_scale, 0, sums);
-  scale(kOutScale, f.out_weight_scale, p->rows, f.model);
-  for (const StackField which : {kBiasX, kBiasZ, kScaleX, kScaleZ, kConvBias, kDtBias, kSkip}) field(which, 4, channels, D);
-  field(kA, 4 * f.states, channels, D), field(kTaps, f.width, channels, D), field(kDtWeight, f.rank, channels, D);
-  field(kDbcScale, 4, 0, sums), field(kDNorm, 4, 0, f.rank), field(kBNorm, 4, 0, f.states), field(kCNorm, 4, 0, f.states);
-  field(kOutBias, 4, p->rows, f.model), field(kNormWeight, size_of(f.norm_weight), 0, f.model);
-  for (const StackField which : {kUScale, kXInScale, kGScale}) field(which, 4, 0, 1);
   return at;
 }
+
+// Whether the transform's memory serves the other parts of a block between transforms. Where thread blocks write into
+// each other's they do not know of what else is in it.
+inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistributed; }
 
 inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const StackFormat& f = p->f;
@@ -74,25 +81,28 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   };
   // Behind the ring.
   const int act = take(tokens * std::max(operand_pitch(f.model), operand_pitch(f.inner)));
-  const int groups = tokens <= 8 ? 8 : 16;
-  const int acc = take(std::max(round_up(2 * p->channels, 16), round_up(p->rows, 16)) * groups * 4);
+  const int acc = take(4 * kAccPitch * std::max(round_up(2 * p->channels, 16), round_up(p->rows, 16)));
   const int scratch = tokens * (sums * 4 + p->channels * 5 + f.rank);
-  const int rows = 4 * std::max(f.model, f.rotate ? f.inner + f.inner / 16 + 1 : 0);
-  const int raw = take(std::max(scratch, rows));
+  // A row, with padded_index; the norm's weight is behind that of the residual stream.
+  const int padded = round_up(4 * (f.model + f.model / 16), 16), inner = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;
+  const int row = std::max(inner, padded + size_of(f.norm_weight) * f.model);
+  const int raw = take(shares_memory(*p) ? std::max(scratch, row) : row), own = shares_memory(*p) ? raw : take(scratch);
   const int kept = take(tokens * p->rows * 4);
   const int first = take(buffer), second = take(buffer);
-  // Of the ways to cut rows, the one that has most in the ring; a slot always is the same team's. Copies of less than
+  // Of the ways to cut rows, the one that has most in the ring. Copies of less than
   // 1280 bytes leave half of the memory's speed, so they are for those who have no room.
   s.slots = s.slot_bytes = 0;
   for (int columns = kSlotColumns; columns >= 256 && (columns >= 1280 || s.slots == 0); columns /= 2) {
     const int bytes = kTileWeightRows * std::max(operand_pitch(slot_columns(f.model, columns)),
                                                  operand_pitch(slot_columns(f.inner, columns)));
-    const int slots = std::min((available - kStackStaticBytes - at) / bytes, kStackSlots) / kTeams * kTeams;
+    const int slots = std::min((available - kStackStaticBytes - at) / bytes, kStackSlots);
     if (slots >= kStackLeastSlots && slots * bytes > s.slots * s.slot_bytes)
       s.slots = slots, s.slot_bytes = bytes, s.slot_columns = columns;
   }
   const int ring = s.slots * s.slot_bytes;
-  s.act = ring + act, s.acc = ring + acc, s.raw = ring + raw, s.kept = ring + kept, s.buffer[0] = ring + first, s.buffer[1] = ring + second;
+  s.act = ring + act, s.acc = ring + acc, s.raw = ring + raw, s.kept = ring + kept;
+  s.norm_weight = s.raw + padded, s.scratch = ring + own;
+  s.buffer[0] = ring + first, s.buffer[1] = ring + second;
   s.total = ring + at;
 }
 
@@ -112,12 +122,14 @@ inline void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int proc
                    f.rank % 4 == 0,
                "mixers_step: found E=", f.model, ", D=", f.inner, ", N=", f.states, ", R=", f.rank,
                "; expected multiples of 16, 16, 4, 4 and E up to ", kStackWidth, " on CUDA");
+  p->base = 0;
   if (f.rotate) {
     plan_transform(p);
     const bool known = std::count(std::begin(kStackHadamards), std::end(kStackHadamards), p->base) > 0;
     QUAMBA_CHECK(known && p->log_power >= 4, "mixers_step: found D=", f.inner,
                  "; expected a power of two of at least 16, or 12 or 20 times one, where g is rotated");
   }
+  p->over_sums = StackDivisor(f.rank + 2 * f.states);
   p->channels = round_up(divide_up(f.inner, processors), 4);
   p->grid = divide_up(f.inner, p->channels);
   p->rows = round_up(divide_up(f.model, p->grid), 2);
@@ -127,6 +139,21 @@ inline void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int proc
     QUAMBA_CHECK(p->tokens > 1, "mixers_step: found E=", f.model, ", D=", f.inner, ", N=", f.states, ", R=", f.rank,
                  "; a thread block has ", available, " bytes of shared memory, too few for them");
   }
+}
+
+// How many slots may be under way at a time, where so many bytes should be; two at least. With an odd number of slots
+// each of them goes from team to team. A team that waits for one must not take the round before for its own: what is
+// two slots behind the one it had last has to be there.
+inline int plan_flight(const StackShared& s, int bytes) {
+  return std::min(std::max(bytes / s.slot_bytes, 2), s.slots % kTeams == 0 ? s.slots : s.slots - kTeams);
+}
+
+// How many thread blocks share a transform, 1, 2 or 4, at most `most`: each takes some columns of the (base, power)
+// matrix, then some of its rows.
+inline int plan_cluster(const StackPlan& p, int most) {
+  int cluster = p.base > 1 && p.power <= 256 && p.tokens < kStackDistributed && most > 1 ? (most < 4 ? 2 : 4) : 1;
+  while (cluster > 1 && (p.grid % cluster || p.base % cluster || p.power / cluster < 16)) cluster /= 2;
+  return cluster;
 }
 
 }  // namespace quamba

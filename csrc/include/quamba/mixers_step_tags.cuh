@@ -2,6 +2,7 @@
 // has no room for one takes a barrier.
 #pragma once
 
+#include "quamba/hadamard_quant.cuh"
 #include "quamba/mixers_step_warps.cuh"
 
 namespace quamba {
@@ -52,37 +53,42 @@ __device__ __forceinline__ void load_tagged2(const unsigned long long* from, uns
   asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(words[0]), "=l"(words[1]) : "l"(from) : "memory");
 }
 
-// f(i, numbers 4 i to 4 i + 3) for all of `count` tagged numbers, a multiple of 4, dealt to the workers.
-template <typename F>
-__device__ __forceinline__ void for_tagged(const unsigned long long* from, int count, unsigned tag, F&& f) {
-  constexpr int kBatch = 4;
+// `count` tagged numbers, a multiple of 4, to padded_index of `to`: four neighbours at a time, worker by worker, so
+// that a worker can read what it fetched. While some are missing, only those are asked for again: waiting burdens the
+// memory.
+template <int BATCH>
+__device__ __forceinline__ void fetch_tagged(const unsigned long long* from, int count, unsigned tag, float* to) {
+  constexpr int kNext = 4 * kStackWorkers, kNextPadded = kNext + kNext / 16;
+  static_assert(kNext % 16 == 0, "kNextPadded is what padded_index adds for kNext");
+  from += 4 * threadIdx.x, to += padded_index(4 * threadIdx.x);
+  int left = count - 4 * static_cast<int>(threadIdx.x);
+  // A warp's lanes stay together, also those that have nothing.
 #pragma unroll 1
-  for (int i0 = threadIdx.x; i0 < count / 4; i0 += kBatch * kStackWorkers) {
-    float v[kBatch][4];
-    bool there;
+  for (; __any_sync(0xffffffffu, left > 0); left -= BATCH * kNext) {
+    unsigned missing = (1u << max(0, min(BATCH, divide_up(left, kNext)))) - 1;
     do {
-      unsigned long long words[kBatch][4];
+      unsigned long long words[BATCH][4];
 #pragma unroll
-      for (int u = 0; u < kBatch; ++u) {
-        const int i = i0 + u * kStackWorkers;
-        if (i < count / 4) {
-          load_tagged2(from + 4 * i, words[u]);
-          load_tagged2(from + 4 * i + 2, words[u] + 2);
+      for (int u = 0; u < BATCH; ++u)
+        if (missing >> u & 1) {
+          load_tagged2(from + u * kNext, words[u]);
+          load_tagged2(from + u * kNext + 2, words[u] + 2);
         }
-      }
-      there = true;
 #pragma unroll
-      for (int u = 0; u < kBatch; ++u)
-        if (i0 + u * kStackWorkers < count / 4) {
+      for (int u = 0; u < BATCH; ++u)
+        if (missing >> u & 1) {
+          float v[4];
+          bool there = true;
 #pragma unroll
-          for (int k = 0; k < 4; ++k) there &= arrived(words[u][k], tag, &v[u][k]);
+          for (int k = 0; k < 4; ++k) there &= arrived(words[u][k], tag, &v[k]);
+          if (there) {
+#pragma unroll
+            for (int k = 0; k < 4; ++k) to[u * kNextPadded + k] = v[k];
+            missing ^= 1u << u;
+          }
         }
-    } while (!there);
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int i = i0 + u * kStackWorkers;
-      if (i < count / 4) f(i, make_float4(v[u][0], v[u][1], v[u][2], v[u][3]));
-    }
+    } while (__any_sync(0xffffffffu, missing != 0));
+    from += BATCH * kNext, to += BATCH * kNextPadded;
   }
 }
 

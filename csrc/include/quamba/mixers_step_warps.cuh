@@ -1,6 +1,6 @@
 // mixers_step: the warps that only fetch. One streams the weights of all blocks of the stack through a ring in shared
-// memory, as far ahead as the ring goes and, into the second-level cache, beyond; it never waits for a result. Three
-// stage what each block needs beside them, one block ahead.
+// memory, as far ahead as the ring goes; it never waits for a result. Three stage what each block needs beside them,
+// one block ahead.
 #pragma once
 
 #include "quamba/mixers_step.cuh"
@@ -11,7 +11,7 @@ constexpr int kStackWorkers = 256, kStackStagers = 96, kStackThreads = kStackWor
 constexpr int kTeamWarps = kStackWorkers / 32 / kTeams;
 
 struct StackBarriers {
-  uint64_t full[kStackSlots], empty[kStackSlots], staged[2], spent[2];
+  uint64_t full[kStackSlots], empty[kStackSlots], staged[2], spent[2], turned, rounded;
 };
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -64,99 +64,88 @@ __device__ __forceinline__ void prefetch_line(const void* from) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
-// What of the stack is this thread block's.
+// How one of the two large weights is cut into slots: tiles of 16 of the thread block's rows, then one of the rest,
+// each cut along K. The rest, of fewer rows, is cut into longer pieces, so that slots are full.
+struct StackTiles {
+  int rows, columns;
+  int whole, pieces, slot_columns;      // tiles of 16 rows, the slots of each and their columns
+  int rest, rest_pieces, rest_columns;  // rows of the last tile, its slots and their columns
+
+  StackTiles() = default;
+  __device__ StackTiles(int rows, int columns, const StackShared& s)
+      : rows(rows), columns(columns), whole(rows / kTileWeightRows), rest(rows % kTileWeightRows) {
+    slot_columns = quamba::slot_columns(columns, s.slot_columns);
+    pieces = divide_up(columns, slot_columns);
+    rest_pieces = 0, rest_columns = slot_columns;
+    if (rest == 0) return;
+    int most = max(slot_columns, (s.slot_bytes / rest - 64) / 64 * 64);
+    if (whole == 0) most = min(most, round_up(divide_up(columns, kTeams), 64));  // for each team some
+    rest_columns = quamba::slot_columns(columns, most), rest_pieces = divide_up(columns, rest_columns);
+  }
+  __device__ int slots() const { return whole * pieces + rest_pieces; }
+  __device__ int pieces_of(int tile) const { return tile < whole ? pieces : rest_pieces; }
+  __device__ int rows_of(int tile) const { return tile < whole ? kTileWeightRows : rest; }
+  __device__ int columns_of(int tile) const { return tile < whole ? slot_columns : rest_columns; }
+};
+
+// What of the stack is this thread block's. In shared memory: one thread computes it.
 struct StackShare {
   int channel, channels;  // the first of D, and how many
   int row, rows;          // of E
+  StackDivisor over_channels, over_rows;
+  StackTiles tiles[2];  // of W_in, of W_out
 
+  StackShare() = default;
   __device__ explicit StackShare(const StackPlan& p) {
     channel = blockIdx.x * p.channels;
     channels = max(0, min(p.channels, p.f.inner - channel));
     row = blockIdx.x * p.rows;
     rows = max(0, min(p.rows, p.f.model - row));
+    over_channels = StackDivisor(channels), over_rows = StackDivisor(rows);
+    tiles[0] = StackTiles(2 * channels, p.f.model, p.s);
+    tiles[1] = StackTiles(rows, p.f.inner, p.s);
   }
 };
 
-// How one of the two large weights is cut into slots: tiles of at most 16 of the thread block's rows, each cut along K.
-struct StackTiles {
-  int rows, columns, tile_rows, tiles, slot_columns, pieces;
-
-  __device__ StackTiles(int rows, int columns, int most)
-      : rows(rows), columns(columns), slot_columns(quamba::slot_columns(columns, most)) {
-    tiles = divide_up(rows, kTileWeightRows);
-    tile_rows = tiles ? divide_up(rows, tiles) : 0;
-    pieces = divide_up(columns, slot_columns);
-  }
-  __device__ int slots() const { return tiles * pieces; }
-};
-
-// Walks over the slots of the whole stack.
-class StackCursor {
- public:
-  __device__ StackCursor(const StackPlan& p, const StackBlock* blocks, const StackShare& share)
-      : p_(p), blocks_(blocks), share_(share), in_(2 * share.channels, p.f.model, p.s.slot_columns), out_(share.rows, p.f.inner, p.s.slot_columns) {
-    skip_empty();
-  }
-  __device__ bool done() const { return block_ >= p_.blocks; }
-  __device__ int rows() const { return min(now().tile_rows, now().rows - tile_ * now().tile_rows); }
-  __device__ int bytes() const { return min(now().slot_columns, now().columns - piece_ * now().slot_columns); }
-  __device__ int pitch() const { return operand_pitch(now().slot_columns); }
-  // Row `i` of the slot.
-  __device__ const int8_t* row(int i) const {
-    const StackBlock& b = blocks_[block_];
-    const int mine = tile_ * now().tile_rows + i;
-    const int64_t column = piece_ * now().slot_columns;
-    if (second_) return b.out_weight + static_cast<int64_t>(share_.row + mine) * p_.f.inner + column;
-    const int half = mine >= share_.channels;
-    const int64_t row = half * p_.f.inner + share_.channel + mine - half * share_.channels;
-    return b.in_weight + row * p_.f.model + column;
-  }
-  __device__ void next() {
-    if (++piece_ < now().pieces) return;
-    piece_ = 0;
-    if (++tile_ < now().tiles) return;
-    tile_ = 0;
-    advance();
-    skip_empty();
-  }
-
- private:
-  __device__ const StackTiles& now() const { return second_ ? out_ : in_; }
-  __device__ void advance() {
-    block_ += second_;
-    second_ = !second_;
-  }
-  __device__ void skip_empty() {
-    for (int i = 0; i < 2 && now().tiles == 0; ++i) advance();
-    if (now().tiles == 0) block_ = p_.blocks;
-  }
-
-  const StackPlan& p_;
-  const StackBlock* const blocks_;
-  const StackShare share_;
-  const StackTiles in_, out_;
-  int block_ = 0, tile_ = 0, piece_ = 0;
-  bool second_ = false;
-};
-
-__device__ __forceinline__ void stream_weights(const StackPlan& p, const StackBlock* blocks,
-                                               const StackShare& share, char* shared, StackBarriers& barriers) {
+// Not inline, as stage_blocks: the workers would lose registers.
+static __device__ __noinline__ void stream_weights(const StackPlan& p, const StackBlock* blocks,
+                                                   const StackShare& share, char* shared, StackBarriers& barriers) {
   const int lane = threadIdx.x & 31;
   int slot = 0, round = 0, late = 0, late_round = 0, issued = 0;
-  for (StackCursor now(p, blocks, share); !now.done(); now.next()) {
-    // Requests beyond what keeps the memory busy would only delay the workers' own, which share the way to it.
-    if (issued >= p.flight) {
-      barrier_wait(&barriers.full[late], late_round & 1);
-      if (++late == p.s.slots) late = 0, ++late_round;
+  // Asked for half a block ahead: a constant that is read once comes from far.
+  const int8_t* ahead = blocks[0].in_weight;
+#pragma unroll 1
+  for (int half = 0; half < 2 * p.blocks; ++half) {
+    const bool second = half & 1;
+    const StackTiles& now = share.tiles[second];
+    const int8_t* const weight = ahead;
+    const int following = min((half + 1) / 2, p.blocks - 1);
+    ahead = second ? blocks[following].in_weight : blocks[following].out_weight;
+#pragma unroll 1
+    for (int tile = 0; tile * kTileWeightRows < now.rows; ++tile) {
+      const int rows = now.rows_of(tile), most = now.columns_of(tile), mine = tile * kTileWeightRows + lane;
+      const int row = second                   ? share.row + mine
+                      : mine < share.channels ? share.channel + mine
+                                              : p.f.inner + share.channel + mine - share.channels;
+      const int8_t* const from = weight + static_cast<int64_t>(row) * now.columns;
+#pragma unroll 1
+      for (int column = 0; column < now.columns; column += most) {
+        const int bytes = min(most, now.columns - column);
+        // Requests beyond what keeps the memory busy would only delay the workers' own, which share the way to it.
+        if (issued >= p.flight) {
+          barrier_wait(&barriers.full[late], late_round & 1);
+          if (++late == p.s.slots) late = 0, ++late_round;
+        }
+        barrier_wait(&barriers.empty[slot], (round & 1) ^ 1);
+        if (lane == 0) barrier_expect(&barriers.full[slot], rows * bytes);
+        __syncwarp();
+        if (lane < rows)
+          copy_row(shared + slot * p.s.slot_bytes + lane * operand_pitch(most), from + column, bytes,
+                   &barriers.full[slot]);
+        ++issued;
+        if (++slot == p.s.slots) slot = 0, ++round;
+      }
     }
-    barrier_wait(&barriers.empty[slot], (round & 1) ^ 1);
-    const int rows = now.rows(), bytes = now.bytes();
-    if (lane == 0) barrier_expect(&barriers.full[slot], rows * bytes);
-    __syncwarp();
-    if (lane < rows)
-      copy_row(shared + slot * p.s.slot_bytes + lane * now.pitch(), now.row(lane), bytes, &barriers.full[slot]);
-    ++issued;
-    if (++slot == p.s.slots) slot = 0, ++round;
   }
 }
 
@@ -171,16 +160,16 @@ __device__ __forceinline__ void copy_piece(char* to, const char* from, int width
   }
 }
 
-// Not inline: the workers would lose registers, and room in the cache of instructions.
+// Waits for the thread's own copies.
+__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// Not inline: the workers would lose registers.
 static __device__ __noinline__ void stage_blocks(const StackPlan& p, const StackBlock* blocks,
                                                  const StackShare& share, char* shared, StackBarriers& barriers) {
   const StackFormat& f = p.f;
-  const int thread = threadIdx.x - kStackWorkers, sums = f.rank + 2 * f.states, count = share.channels;
+  const int thread = threadIdx.x - kStackWorkers, sums = p.over_sums.by, count = share.channels;
   const int64_t first = share.channel;
-  const int x_width = count % 16 == 0 && f.inner % 16 == 0 && p.channels % 16 == 0 ? 16
-                      : count % 8 == 0 && p.channels % 8 == 0                    ? 8
-                                                                                 : 4;
-  const int pieces = count / x_width;
+  const int x_width = p.s.x_weight_width, x_pieces = count / x_width;
 #pragma unroll 1
   for (int l = 0; l < p.blocks; ++l) {
     const StackBlock& b = blocks[l];
@@ -202,18 +191,19 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
     for (int i = thread; i < static_cast<int>(sizeof(StackBlock) / 4); i += kStackStagers)
       block[i] = reinterpret_cast<const int*>(&b)[i];
 #pragma unroll 1
-    for (int field = 0; field < kStackFields; ++field) {
+    for (int field = 0; field < kStagedFields; ++field) {
       const char* const from = static_cast<const char*>(b.field[field]);
       if (from == nullptr) continue;
       const StackCopy& copy = p.s.copy[field];
-      const int begin = blockIdx.x * copy.stride, bytes = min(copy.bytes, copy.total - begin);
+      const int begin = blockIdx.x * copy.stride;
+      const int pieces = copy.stride ? min(copy.count, (copy.total - begin) / copy.width) : copy.count;
 #pragma unroll 1
-      for (int i = thread * copy.width; i < bytes; i += kStackStagers * copy.width)
-        copy_piece(buffer + copy.to + i, from + begin + i, copy.width);
+      for (int i = thread; i < pieces; i += kStackStagers)
+        copy_piece(buffer + copy.to + i * copy.step, from + begin + i * copy.from_step, copy.width);
     }
 #pragma unroll 1
-    for (int i = thread; i < sums * pieces; i += kStackStagers) {
-      const int r = i / pieces, at = (i - r * pieces) * x_width;
+    for (int i = thread; i < sums * x_pieces; i += kStackStagers) {
+      const int r = i / x_pieces, at = (i - r * x_pieces) * x_width;
       copy_piece(buffer + p.s.x_weight + r * p.s.x_weight_pitch * 4 + at,
                  reinterpret_cast<const char*>(b.x_weight) + static_cast<int64_t>(r) * f.inner + first + at, x_width);
     }
@@ -226,35 +216,26 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
 class StackNumbers {
  public:
   __device__ StackNumbers(const StackPlan& p, const char* buffer) : p_(p), buffer_(buffer) {}
-  __device__ const StackBlock& block() const { return *reinterpret_cast<const StackBlock*>(buffer_ + p_.s.block); }
-  __device__ const int* x_weight() const { return reinterpret_cast<const int*>(buffer_ + p_.s.x_weight); }
-  template <typename T>
-  __device__ const T* all(StackField field) const {
-    return reinterpret_cast<const T*>(buffer_ + p_.s.copy[field].to);
-  }
-  __device__ float one(StackField field, int i = 0) const { return all<float>(field)[i]; }
-  __device__ float in(bool z, int c) const {
-    return __fmul_rn(one(kUScale), one(z ? kInZ : kInX, c * p_.f.in_weight_scale));
-  }
-  __device__ float bias(bool z, int c) const { return p_.f.has_in_bias ? one(z ? kBiasZ : kBiasX, c) : 0.0f; }
-  __device__ float scale(bool z, int c) const { return one(z ? kScaleZ : kScaleX, c); }
-  __device__ float conv(int c) const { return one(kScaleX, c) * one(kConvScale, c * p_.f.conv_weight_scale); }
-  __device__ float conv_bias(int c) const { return p_.f.has_conv_bias ? one(kConvBias, c) : 0.0f; }
-  __device__ float x(int c) const { return one(kXScale, c * p_.f.x_scale); }
-  __device__ float scan_x(int c) const { return one(kScanScale, c * p_.f.x_scan_scale); }
-  __device__ float dt_weight_scale(int c) const {
-    return __fmul_rn(one(kDbcScale), one(kDtWeightScale, c * p_.f.dt_weight_scale));
-  }
-  __device__ float dt(int c) const { return one(kDtScale, c * p_.f.dt_scale); }
-  __device__ float x_sum(int r) const { return __fmul_rn(one(kXInScale), one(kXSumScale, r * p_.f.x_weight_scale)); }
-  __device__ float dbc_norm(int r) const {
-    const int rank = p_.f.rank, size = p_.f.states;
-    return r < rank ? one(kDNorm, r) : r < rank + size ? one(kBNorm, r - rank) : one(kCNorm, r - rank - size);
-  }
-  __device__ float out(int e) const { return __fmul_rn(one(kGScale), one(kOutScale, e * p_.f.out_weight_scale)); }
-  __device__ float out_bias(int e) const { return p_.f.has_out_bias ? one(kOutBias, e) : 0.0f; }
+  __device__ const StackBlock& block() const { return *at<StackBlock>(p_.s.block); }
+  __device__ const int* x_weight() const { return at<int>(p_.s.x_weight); }
+  __device__ const float* A() const { return at<float>(p_.s.A); }
+  __device__ const int8_t* taps() const { return at<int8_t>(p_.s.taps); }
+  __device__ const int* dt_weight() const { return at<int>(p_.s.dt_weight); }
+  // One of kUScale, kXInScale, kGScale.
+  __device__ float one(StackField field) const { return at<float>(0)[field - kUScale]; }
+  // Of a channel: by field up to kSkip.
+  __device__ const float* channel(int c) const { return at<float>(kStackOnes) + c * kChannelWords; }
+  // Of a sum of W_x: the weight's scale, the result's, the norm's weight.
+  __device__ const float* sum(int r) const { return at<float>(p_.s.sum_numbers) + r * kSumWords; }
+  // Of a row of W_out: the scale, the bias.
+  __device__ const float* row(int e) const { return at<float>(p_.s.row_numbers) + e * kRowWords; }
 
  private:
+  template <typename T>
+  __device__ const T* at(int offset) const {
+    return reinterpret_cast<const T*>(buffer_ + offset);
+  }
+
   const StackPlan& p_;
   const char* buffer_;
 };

@@ -1,4 +1,4 @@
-"""What all figures share: matplotlib, found late; one style; colours that the colour-blind can tell apart; PNGs."""
+"""What all figures share: matplotlib, found late; one style; colours that the colour-blind can tell apart; files."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#000000")
 LINES = ("-", (0, (4, 2)), (0, (1, 1.5)), "-.")
 MARKERS = ("o", "s", "D", "^", "v", "P")
 DPI = 144
+FORMATS = ("png", "svg")
 _STYLE = {
     "figure.facecolor": "white",
     "axes.facecolor": "white",
@@ -35,6 +36,8 @@ _STYLE = {
     "ytick.labelsize": 8,
     "font.size": 9,
     "font.family": "DejaVu Sans",
+    # Names inside an SVG do not change from run to run.
+    "svg.hashsalt": "quamba",
 }
 
 
@@ -43,6 +46,7 @@ def matplotlib() -> ModuleType:
     try:
         import matplotlib
         import matplotlib.figure
+        import matplotlib.lines
     except ImportError as error:
         raise QuambaError(
             "found no matplotlib; expected it for figures: pip install 'quamba[analysis]', or matplotlib itself"
@@ -101,6 +105,12 @@ def chosen_layers(layers: Sequence[int], most: int = 12) -> list[int]:
 
 def png(figure: Any) -> bytes:
     """The figure as a PNG file's bytes."""
+    return image(figure, "png")
+
+
+@styled
+def image(figure: Any, kind: str) -> bytes:
+    """The figure as the bytes of a file of one of FORMATS; the same figure gives the same bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white")
+    figure.savefig(buffer, format=kind, dpi=DPI, facecolor="white", metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()

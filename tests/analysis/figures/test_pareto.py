@@ -31,13 +31,27 @@ def test_size_and_time() -> None:
     assert size.get_xlabel() == "size of the weights [MB]"
     assert size.get_ylabel() == "increase of perplexity [%]"
     assert time.get_xlabel() == "TPOT [ms]"
-    assert legend(figure) == ["float", "a", "b"]
-    assert size.get_xlim()[0] == 0
+    assert legend(figure) == ["float", "a", "b", "filled: none beats\nit in both"]
+    left, right = size.get_xlim()
+    assert left < 5 < 9 < right
+    # Beaten by b, which is as large: hollow.
+    assert [c.lines[0].get_markerfacecolor() == "white" for c in size.containers] == [False, True, False]
     low, high = size.get_ylim()
     assert low < 0
     assert high > 14
     assert [float(c.lines[0].get_xdata()[0]) for c in size.containers] == [9.0, 5.0, 5.0]
     assert len(time.containers) == 2
+
+
+def test_a_cost_far_off_is_a_note() -> None:
+    near = [ROWS[2] | {"name": f"n{i}", "bytes": 5_000_000 + 100_000 * i} for i in range(3)]
+    (axes,) = pareto([*near, ROWS[0] | {"ms": None}]).axes
+    assert axes.get_xlim() == pytest.approx((4.98, 5.24))
+    (note,) = axes.texts
+    assert note.get_text() == "float at 9 →"
+    (axes,) = pareto([*near, ROWS[0] | {"ms": None, "bytes": 6_000_000}]).axes
+    assert not axes.texts
+    assert axes.get_xlim()[1] > 6
 
 
 def test_without_times_there_is_one_panel_and_a_linear_axis() -> None:
@@ -67,12 +81,16 @@ def test_no_rows_are_refused() -> None:
 
 def line(recipe: str, calibration: str | None, increase: dict[str, float] | None) -> dict[str, Any]:
     texts = {"books": {"increase": increase, "perplexity": 30.0}, "wiki": {"increase": increase, "perplexity": 90.0}}
-    return {"recipe": recipe, "calibration": calibration, "bytes": 7, "latency": {"TPOT": 2.0}, "texts": texts}
+    latency = {"times": {"TPOT": {"median": 2.0}}}
+    found = {"recipe": recipe, "calibration": calibration, "bytes": 7, "latency": latency, "texts": texts}
+    return found | {"simulated": recipe.endswith("w4a4")}
 
 
 def test_rows_of_a_comparison() -> None:
     increase = {"mean": 0.02, "low": 0.01, "high": 0.04}
-    content = {"lines": [line("float", None, None), line("naive", "books", increase)]}
+    content = {
+        "lines": [line("float", None, None), line("naive", "books", increase), line("a-w4a4", "books", increase)]
+    }
     base, naive = rows_of_comparison(content, "wiki", latency="TPOT")
     assert base["increase_percent"] == 0
     expected = {"increase_percent": 2.0, "low_percent": 1.0, "high_percent": 4.0, "bytes": 7, "ms": 2.0}
