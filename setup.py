@@ -59,6 +59,12 @@ def units() -> list[Unit]:
     for lanes, states in ((4, 4), (8, 2), (16, 4)):
         defines = (f"-DQUAMBA_LANES={lanes}", f"-DQUAMBA_STATES={states}")
         result.append(Unit("selective_scan_kernel.cu", f"selective_scan_{lanes}_{states}", defines))
+    for lanes in (16, 32):
+        defines = (f"-DQUAMBA_LANES={lanes}",)
+        result.append(Unit("selective_scan_chunks.cu", f"selective_scan_chunks_{lanes}", defines))
+    for groups in (1, 2, 3, 4, 5):
+        defines = (f"-DQUAMBA_GROUPS={groups}",)
+        result.append(Unit("selective_scan_relay.cu", f"selective_scan_relay_{groups}", defines))
     for base in (0, 1, 12, 20, 28, 36, 44, 52, 60):
         result.append(Unit("hadamard_quant_kernel.cu", f"hadamard_quant_{base}", (f"-DQUAMBA_BASE={base}",)))
     # Needs the asynchronous copies of Hopper; elsewhere a step takes the single ops.

@@ -57,6 +57,10 @@ Tensor run(const Tensor& x, int64_t length, int64_t time_stride, const OptionalT
   p.weight_scale = scale_of(weight_scale, channels, x, "weight_scale");
   p.bias = vector_of(bias, channels, x, "bias");
   p.out_scale = scale_of(out_scale, channels, x, "out_scale");
+  const auto quad = [](const void* data, Type type) { return aligned(data, 4 * size_of(type)); };
+  p.quads = p.width == 4 && channels % 4 == 0 && quad(p.weight.data, p.weight.type) && quad(p.bias.data, p.bias.type) &&
+            quad(p.x_scale.data, Type::kFloat) && quad(p.weight_scale.data, Type::kFloat) &&
+            quad(p.out_scale.data, Type::kFloat);
   Tensor keep = mask ? *mask : x;
   if (mask) {
     check_device(*mask, x, "mask");

@@ -1,7 +1,10 @@
 // quamba::selective_scan and quamba::selective_scan_step on CUDA.
+#include <algorithm>
 #include <cstdlib>
 
 #include "op.h"
+#include "quamba/selective_scan_copies.cuh"
+#include "quamba/selective_scan_relay.cuh"
 #include "quamba/selective_scan_step.cuh"
 #include "selective_scan_kernel.h"
 
@@ -78,6 +81,93 @@ int channels_per_block(const ScanParams& p, int lanes, int processors) {
   return best;
 }
 
+// How a long scan is cut: lanes along time, channels of a block; no lanes where another kernel is to run.
+struct ChunkPlan {
+  int lanes = 0, channels = 0;
+};
+
+// The plan by which the busiest multiprocessor has least to do, where more warps to choose from make for less waiting.
+// Measured (benchmarks/NOTES.md): short sequences do not repay the tables, and many channels fill the device anyway.
+ChunkPlan plan_chunks(ScanParams p, int device, int processors) {
+  static const char* const forced_lanes = std::getenv("QUAMBA_SCAN_LANES");  // 0, 16 or 32, for tuning
+  static const char* const forced_channels = std::getenv("QUAMBA_SCAN_CHANNELS");
+  ChunkPlan best;
+  if (!forced_lanes && (p.length < 512 || p.batch * p.channels >= 80 * processors)) return best;
+  int shared = 0;
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  double best_cost = 0.0;
+  for (const int lanes : {16, 32}) {
+    if (forced_lanes && std::atoi(forced_lanes) != lanes) continue;
+    const int64_t length = lanes * kScanSteps, steps = (p.length + length - 1) / length * length;
+    for (int channels = kChunkThreads / lanes / 4 * 4; channels >= 4; channels -= 4) {
+      if (forced_channels && std::atoi(forced_channels) != channels) continue;
+      p.block_channels = channels;
+      const int needed = lanes == 16 ? ChunkLayout<16>(p).total : ChunkLayout<32>(p).total;
+      if (needed > shared) continue;
+      const int64_t blocks = (p.channels + channels - 1) / channels * p.batch;
+      const int64_t share = (blocks + processors - 1) / processors;
+      const int64_t at_a_time = std::min<int64_t>({share, kChunkThreads / (lanes * channels), shared / needed});
+      const double warps = static_cast<double>(at_a_time) * lanes * channels / 128;  // of a scheduler
+      const double cost = static_cast<double>(share) * channels * steps * (warps + 1.2) / warps;
+      if (best.lanes == 0 || cost < best_cost) best_cost = cost, best = {lanes, channels};
+    }
+  }
+  return best;
+}
+
+// Whether the rows of int8 can be copied in 8-byte pieces, and their stride be kept in 32 bits.
+bool in_pairs(const Sequence& s) {
+  return s.data == nullptr ||
+         (aligned(s.data, 8) && s.batch % 8 == 0 && s.time % 8 == 0 && s.time >= 0 && s.time <= INT32_MAX);
+}
+
+// The bytes of shared memory that a block of so many groups of channels asks for.
+int relay_bytes(int groups) {
+  constexpr int kBytes[kRelayGroups] = {RelayLayout<1>::kTotal, RelayLayout<2>::kTotal, RelayLayout<3>::kTotal,
+                                        RelayLayout<4>::kTotal, RelayLayout<5>::kTotal};
+  return kBytes[groups - 1];
+}
+
+// How many groups of channels a block has where the warps hand each other the states, or 0 for another kernel: the
+// number by which the busiest multiprocessor has least to do, where more groups at a time make for less waiting. Short
+// sequences do not repay the tables.
+int plan_relay(const ScanParams& p, int device, int processors) {
+  static const char* const forced = std::getenv("QUAMBA_SCAN_RELAY");  // 0 to kRelayGroups, for tuning
+  static const char* const other = std::getenv("QUAMBA_SCAN_LANES");
+  const bool fits = p.states == kRelayStates && p.channels % kRelayChannels == 0 && in_pairs(p.x) && in_pairs(p.dt) &&
+                    in_pairs(p.z) && p.B.time >= 0 && p.B.time <= INT32_MAX && p.C.time >= 0 &&
+                    p.C.time <= INT32_MAX && p.length < INT32_MAX / 2 && p.channels <= INT32_MAX / 4;
+  if (!fits || (forced == nullptr && (other != nullptr || p.length < 512))) return 0;
+  int shared = 0, best = 0;
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  double best_cost = 0.0;
+  for (int groups = kRelayGroups; groups >= 1; --groups) {
+    if ((forced && std::atoi(forced) != groups) || relay_bytes(groups) > shared) continue;
+    const int channels = groups * kRelayChannels;
+    const int64_t blocks = (p.channels + channels - 1) / channels * p.batch;
+    const int64_t share = (blocks + processors - 1) / processors;
+    const double at_a_time = static_cast<double>(groups * std::min<int64_t>(share, shared / relay_bytes(groups)));
+    const double cost = static_cast<double>(share * groups) * (at_a_time + 1.0) / at_a_time;
+    if (best == 0 || cost < best_cost) best_cost = cost, best = groups;
+  }
+  return best;
+}
+
+cudaError_t launch_relay(const ScanParams& p, int groups, cudaStream_t stream) {
+  switch (groups) {
+    case 1:
+      return launch_selective_scan_relay<1>(p, stream);
+    case 2:
+      return launch_selective_scan_relay<2>(p, stream);
+    case 3:
+      return launch_selective_scan_relay<3>(p, stream);
+    case 4:
+      return launch_selective_scan_relay<4>(p, stream);
+    default:
+      return launch_selective_scan_relay<5>(p, stream);
+  }
+}
+
 Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tensor& dt,
                       const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B,
                       const OptionalTensor& B_scale, const Tensor& C, const OptionalTensor& C_scale, const Tensor& D,
@@ -103,9 +193,17 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
   const bool bytes = p.x.type == Type::kInt8 && p.dt.type == Type::kInt8 && p.B.type == Type::kInt8 &&
                      p.C.type == Type::kInt8 && (!z || p.z.type == Type::kInt8);
   const cudaStream_t stream = stream_of(x);
-  const cudaError_t error = p.states > 16 ? launch_selective_scan<16, 4>(p, bytes, async, stream)
-                            : lanes == 8  ? launch_selective_scan<8, 2>(p, bytes, async, stream)
-                                          : launch_selective_scan<4, 4>(p, bytes, async, stream);
+  ChunkPlan plan;
+  const int relay = bytes && async ? plan_relay(p, x.get_device_index(), processors) : 0;
+  if (!relay && bytes && async && p.states % 4 == 0 && p.states <= kChunkStates)
+    plan = plan_chunks(p, x.get_device_index(), processors);
+  if (plan.lanes) p.block_channels = plan.channels;
+  const cudaError_t error = relay              ? launch_relay(p, relay, stream)
+                            : plan.lanes == 16   ? launch_selective_scan_chunks<16>(p, stream)
+                            : plan.lanes == 32 ? launch_selective_scan_chunks<32>(p, stream)
+                            : p.states > 16    ? launch_selective_scan<16, 4>(p, bytes, async, stream)
+                            : lanes == 8       ? launch_selective_scan<8, 2>(p, bytes, async, stream)
+                                               : launch_selective_scan<4, 4>(p, bytes, async, stream);
   QUAMBA_CHECK(error == cudaSuccess, "selective_scan: the kernel could not be launched: ", cudaGetErrorString(error));
   return out;
 }

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -107,6 +111,77 @@ def test_extremes() -> None:
     args["A"] = torch.full_like(args["A"], -1e-6)
     args["dt_bias"] = torch.zeros_like(args["dt_bias"])
     run(args, state=state_for(args), error=512.0)
+
+
+# The kernel of long int8 sequences takes chunks of 192 or 384 steps, blocks of 4 to 40 channels, and 512 steps or more.
+@pytest.mark.parametrize(("batch", "length", "channels"), [(1, 512, 4), (2, 577, 20), (1, 1151, 1536), (1, 769, 5124)])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+def test_chunks(batch, length, channels, out) -> None:
+    args = arguments(batch=batch, length=length, channels=channels)
+    run(args, scales(channels, mean=0.1) if out == torch.int8 else None, out, state_for(args))
+
+
+@pytest.mark.parametrize("states", [4, 8, 12, 16])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_chunks_with_views(states, gated, per_channel) -> None:
+    args = arguments(length=600, channels=44, states=states, per_channel=per_channel)
+    for name in ("x", "dt", "B", "C", "z"):
+        args[name] = sliced(args[name])
+    if not gated:
+        args["z"] = args["z_scale"] = None
+    run(args, None, torch.float32, None)
+    run(args, scales(mean=0.1), torch.int8, state_for(args))
+
+
+@pytest.mark.parametrize("lanes", ["0", "16", "32"])
+def test_every_number_of_lanes(lanes) -> None:
+    environment = {**os.environ, "QUAMBA_SCAN_LANES": lanes}
+    code = "from tests.cuda.test_selective_scan import arguments, run, state_for; import torch; torch.manual_seed(0)\n"
+    code += "for length in (1, 31, 200, 700):\n"
+    code += "    args = arguments(length=length, channels=72); run(args, None, torch.float32, state_for(args))"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
+# Warps that hand each other the states: pieces of 16 steps, chunks of 64, blocks of one to five groups of 8 channels.
+@pytest.mark.parametrize(("batch", "length", "channels"), [(1, 512, 8), (2, 577, 24), (1, 1151, 1536), (1, 783, 5128)])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_relay(batch, length, channels, out, per_channel) -> None:
+    args = arguments(batch=batch, length=length, channels=channels, per_channel=per_channel)
+    run(args, scales(channels, mean=0.1) if out == torch.int8 else None, out, state_for(args))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_relay_with_views(gated) -> None:
+    args = arguments(length=600, channels=88)
+    for name in ("x", "dt", "B", "C", "z"):
+        args[name] = sliced(args[name])
+    args["A"] = args["A"].T.contiguous().T
+    if not gated:
+        args["z"] = args["z_scale"] = None
+    run(args, None, torch.float32, None)
+    run(args, scales(mean=0.1), torch.int8, state_for(args))
+
+
+def test_relay_with_a_turned_state() -> None:
+    args = arguments(length=530, channels=40)
+    start = state_for(args)
+    turned = start.transpose(1, 2).contiguous().transpose(1, 2)
+    values = [args[name] for name in NAMES]
+    torch.testing.assert_close(
+        selective_scan(*values, None, torch.float32, turned), selective_scan(*values, None, torch.float32, start)
+    )
+    torch.testing.assert_close(turned, start)
+
+
+@pytest.mark.parametrize("groups", ["0", "1", "2", "3", "4", "5"])
+def test_every_number_of_groups(groups) -> None:
+    environment = {**os.environ, "QUAMBA_SCAN_RELAY": groups}
+    code = "from tests.cuda.test_selective_scan import arguments, run, state_for; import torch; torch.manual_seed(0)\n"
+    code += "for length in (1, 15, 16, 17, 48, 49, 63, 64, 65, 128, 129, 200, 321, 700):\n"
+    code += "    args = arguments(length=length, channels=72); run(args, None, torch.float32, state_for(args))"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
 def test_long() -> None:

@@ -24,12 +24,44 @@ struct ConvParams {
   Scale weight_scale;
   AnyVector bias;
   Scale out_scale;
+  bool quads;  // four taps, and every vector aligned to four elements
   const uint8_t* mask;
   int64_t mask_batch, mask_time;
   void* state;  // (B, D, K) of x's type
   int64_t state_batch, state_channel, state_time;
   void* out;  // (B, L, D), contiguous
 };
+
+// Four neighbouring elements of an AnyVector in one load, and in two steps, as load_bits and from_bits: i is a multiple
+// of 4, and the vector aligned to four elements.
+__device__ __forceinline__ uint4 load_quad_bits(const AnyVector& v, int64_t i) {
+  switch (v.type) {
+    case Type::kInt8:
+      return make_uint4(reinterpret_cast<const uint32_t*>(v.data)[i / 4], 0, 0, 0);
+    case Type::kFloat:
+      return reinterpret_cast<const uint4*>(v.data)[i / 4];
+    default: {
+      const uint2 pair = reinterpret_cast<const uint2*>(v.data)[i / 4];
+      return make_uint4(pair.x, pair.y, 0, 0);
+    }
+  }
+}
+
+__device__ __forceinline__ void from_quad_bits(const uint4& bits, Type type, float (&out)[4]) {
+  const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const uint32_t half = words[k / 2] >> (k % 2 * 16), byte = words[0] >> (8 * k);
+    out[k] = from_bits(type == Type::kInt8 ? byte & 0xffu : type == Type::kFloat ? words[k] : half & 0xffffu, type);
+  }
+}
+
+// The scales of four neighbouring indices, a multiple of 4 the first; aligned to four.
+__device__ __forceinline__ float4 four(const Scale& s, int64_t i) {
+  if (s.data != nullptr && s.stride != 0) return reinterpret_cast<const float4*>(s.data)[i / 4];
+  const float one = s.or_one(0);
+  return make_float4(one, one, one, one);
+}
 
 // The input at time t < 0 from the state: its newest entry, K - 1, is time -1.
 template <typename T>
@@ -89,26 +121,47 @@ __global__ void __launch_bounds__(128, sizeof(T) == 1 ? 4 : 1) causal_conv1d_ker
   }
 
   float weight[kWidth][kConvChannels], factor[kConvChannels], bias[kConvChannels], reciprocal[kConvChannels];
-  uint32_t bits[kWidth + 1][kConvChannels] = {};
   const int shift = kWidth - p.width;
+  if (kVector && kWidth == 4 && p.quads) {
+    // A channel's taps are a quad, and so are the channels' scales: few loads, the slow part of a short piece.
+    uint4 bits[kConvChannels], bias_bits{};
 #pragma unroll
-  for (int i = 0; i < kConvChannels; ++i) {
-    const int64_t c = c0 + (i < valid ? i : 0);
+    for (int i = 0; i < kConvChannels; ++i) bits[i] = load_quad_bits(p.weight, 4 * (c0 + i));
+    if (p.bias) bias_bits = load_quad_bits(p.bias, c0);
+    const float4 x_scale = four(p.x_scale, c0), weight_scale = four(p.weight_scale, c0), out = four(p.out_scale, c0);
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k)
-      if (k >= shift) bits[k][i] = load_bits(p.weight, c * p.width + k - shift);
-    if (p.bias) bits[kWidth][i] = load_bits(p.bias, c);
-    factor[i] = p.x_scale.or_one(c);
-    reciprocal[i] = p.out_scale.or_one(c);
-  }
+    for (int i = 0; i < kConvChannels; ++i) {
+      float taps[4];
+      from_quad_bits(bits[i], p.weight.type, taps);
 #pragma unroll
-  for (int i = 0; i < kConvChannels; ++i) {
-    const int64_t c = c0 + (i < valid ? i : 0);
+      for (int k = 0; k < 4; ++k) weight[k % kWidth][i] = taps[k];
+    }
+    from_quad_bits(bias_bits, p.bias.type, bias);
+    factor[0] = x_scale.x * weight_scale.x, factor[1] = x_scale.y * weight_scale.y;
+    factor[2] = x_scale.z * weight_scale.z, factor[3] = x_scale.w * weight_scale.w;
+    reciprocal[0] = reciprocal_approx(out.x), reciprocal[1] = reciprocal_approx(out.y);
+    reciprocal[2] = reciprocal_approx(out.z), reciprocal[3] = reciprocal_approx(out.w);
+  } else {
+    uint32_t bits[kWidth + 1][kConvChannels] = {};
 #pragma unroll
-    for (int k = 0; k < kWidth; ++k) weight[k][i] = from_bits(bits[k][i], p.weight.type);
-    bias[i] = from_bits(bits[kWidth][i], p.bias.type);
-    factor[i] *= p.weight_scale.or_one(c);
-    reciprocal[i] = reciprocal_approx(reciprocal[i]);
+    for (int i = 0; i < kConvChannels; ++i) {
+      const int64_t c = c0 + (i < valid ? i : 0);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k)
+        if (k >= shift) bits[k][i] = load_bits(p.weight, c * p.width + k - shift);
+      if (p.bias) bits[kWidth][i] = load_bits(p.bias, c);
+      factor[i] = p.x_scale.or_one(c);
+      reciprocal[i] = p.out_scale.or_one(c);
+    }
+#pragma unroll
+    for (int i = 0; i < kConvChannels; ++i) {
+      const int64_t c = c0 + (i < valid ? i : 0);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) weight[k][i] = from_bits(bits[k][i], p.weight.type);
+      bias[i] = from_bits(bits[kWidth][i], p.bias.type);
+      factor[i] *= p.weight_scale.or_one(c);
+      reciprocal[i] = reciprocal_approx(reciprocal[i]);
+    }
   }
 
   // Only the first piece reads the state, so it may overwrite it without asking the others.

@@ -6,6 +6,8 @@
 // neighbouring results in a thread, which rounds and writes them.
 #pragma once
 
+#include <type_traits>
+
 #include "hadamard_bases.h"
 #include "quamba/launch.cuh"
 #include "quamba/types.cuh"
@@ -28,6 +30,9 @@ struct HadamardParams {
 // A thread holds a column of the base matrix in registers.
 constexpr int hadamard_threads(int base) { return base > 40 ? 256 : 512; }
 
+// Blocks of a multiprocessor that registers are kept free for: two, where a column leaves 512 threads as few as 64.
+constexpr int hadamard_blocks(int base) { return base > 1 && base <= 28 ? 2 : 1; }
+
 // Index i of a row in shared memory: one word of padding in sixteen keeps stride-16 accesses on distinct banks.
 __device__ __forceinline__ int padded_index(int i) { return i + (i >> 4); }
 
@@ -44,20 +49,59 @@ constexpr uint64_t base_row(int order, int row) {
   return 0;
 }
 
-template <int BASE, int ROW>
-__device__ __forceinline__ void base_rows(const float (&v)[BASE], float* shared, int column, int power) {
+// How many neighbours' sums the rows of the base matrix have in common: four spare them two thirds of their additions,
+// but take twice the registers of the values, which 512 threads have for small matrices only.
+constexpr int shared_sums(int base) { return base > 20 && base <= 40 ? 2 : 4; }
+
+// The sums of COUNT neighbours with all signs but that of the first: bit i of the index is the sign of neighbour i + 1.
+template <int COUNT>
+__device__ __forceinline__ void signed_sums(const float* v, float* sums) {
+  const float plus = v[0] + v[1], minus = v[0] - v[1];
+  if constexpr (COUNT == 2) {
+    sums[0] = plus, sums[1] = minus;
+  } else {
+    const float far_plus = v[2] + v[3], far_minus = v[2] - v[3];
+#pragma unroll
+    for (int signs = 0; signs < 8; ++signs) {
+      const float far = signs == 0 || signs == 1 || signs == 6 || signs == 7 ? far_plus : far_minus;
+      sums[signs] = (signs & 1 ? minus : plus) + (signs & 2 ? -far : far);
+    }
+  }
+}
+
+template <int BASE, int ROW, int SIZE, typename F>
+__device__ __forceinline__ void base_rows_from(const float (&sums)[SIZE], F&& put) {
   if constexpr (ROW < BASE) {
+    constexpr int kCount = shared_sums(BASE), kSigns = 1 << (kCount - 1);
     constexpr uint64_t kBits = base_row(BASE, ROW);
     // Two sums, so that additions need not wait for each other.
-    float even = 0.0f, odd = 0.0f;
+    float part[2];
 #pragma unroll
-    for (int i = 0; i < BASE; i += 2) {
-      even += (kBits >> i) & 1 ? -v[i] : v[i];
-      if (i + 1 < BASE) odd += (kBits >> (i + 1)) & 1 ? -v[i + 1] : v[i + 1];
+    for (int i = 0; i < BASE / kCount; ++i) {
+      const int signs = static_cast<int>(kBits >> (i * kCount)) & (2 * kSigns - 1);
+      const float sum = sums[i * kSigns + (signs & 1 ? ~signs >> 1 & (kSigns - 1) : signs >> 1)];
+      const float term = signs & 1 ? -sum : sum;
+      part[i & 1] = i < 2 ? term : part[i & 1] + term;
     }
-    shared[padded_index(ROW * power + column)] = even + odd;
-    base_rows<BASE, ROW + 1>(v, shared, column, power);
+    put(ROW, part[0] + part[1]);
+    base_rows_from<BASE, ROW + 1>(sums, put);
   }
+}
+
+// put(row, value) for every row from FIRST on of a column of the base matrix's product, from that of its operand.
+template <int BASE, int FIRST = 0, typename F>
+__device__ __forceinline__ void each_base_row(const float (&v)[BASE], F&& put) {
+  static_assert(BASE % 4 == 0, "a base matrix is of order 1, which needs no product, or a multiple of four");
+  constexpr int kCount = shared_sums(BASE), kSigns = 1 << (kCount - 1);
+  float sums[BASE / kCount * kSigns];
+#pragma unroll
+  for (int i = 0; i < BASE / kCount; ++i) signed_sums<kCount>(v + i * kCount, sums + i * kSigns);
+  base_rows_from<BASE, FIRST>(sums, put);
+}
+
+template <int BASE, int FIRST = 0>
+__device__ __forceinline__ void base_rows(const float (&v)[BASE], float* shared, int column, int power) {
+  each_base_row<BASE, FIRST>(v, [&](int row, float value) { shared[padded_index(row * power + column)] = value; });
 }
 
 template <int BASE, typename T>
@@ -66,7 +110,13 @@ __device__ __forceinline__ void base_pass(const T* x, const HadamardParams& p, f
     float v[BASE];
 #pragma unroll
     for (int i = 0; i < BASE; ++i) v[i] = to_float(x[(i * p.power + column) * p.column_stride]);
-    base_rows<BASE, 0>(v, shared, column, p.power);
+    if (p.power % 16 == 0) {  // the padding is the same in every row
+      float* const first = shared + padded_index(column);
+      const int pitch = p.power + p.power / 16;
+      each_base_row(v, [&](int row, float value) { first[row * pitch] = value; });
+    } else {
+      base_rows(v, shared, column, p.power);
+    }
   }
   __syncthreads();
 }
@@ -105,18 +155,29 @@ __device__ __forceinline__ void butterflies(float (&v)[1 << LOG_RADIX]) {
       }
 }
 
-// LOG_RADIX butterfly stages at strides 2^log_stride and up, in place in shared memory.
+// LOG_RADIX butterfly stages, in place in shared memory: `step` from neighbour to neighbour there.
+template <int LOG_RADIX, typename Step>
+__device__ __forceinline__ void butterflies_at(float* first, Step step) {
+  constexpr int kRadix = 1 << LOG_RADIX;
+  float v[kRadix];
+#pragma unroll
+  for (int i = 0; i < kRadix; ++i) v[i] = first[i * step];
+  butterflies<LOG_RADIX>(v);
+#pragma unroll
+  for (int i = 0; i < kRadix; ++i) first[i * step] = v[i];
+}
+
+// LOG_RADIX butterfly stages at strides 2^log_stride, a multiple of 16, and up, in place in shared memory.
 template <int LOG_RADIX>
 __device__ __forceinline__ void middle_pass(float* shared, int order, int log_stride) {
-  constexpr int kRadix = 1 << LOG_RADIX;
   for (int u = threadIdx.x; u < order >> LOG_RADIX; u += blockDim.x) {
     const int low = u & ((1 << log_stride) - 1), first = ((u >> log_stride) << (log_stride + LOG_RADIX)) + low;
-    float v[kRadix];
-#pragma unroll
-    for (int i = 0; i < kRadix; ++i) v[i] = shared[padded_index(first + (i << log_stride))];
-    butterflies<LOG_RADIX>(v);
-#pragma unroll
-    for (int i = 0; i < kRadix; ++i) shared[padded_index(first + (i << log_stride))] = v[i];
+    float* const at = shared + padded_index(first);
+    if (log_stride == 4) {
+      butterflies_at<LOG_RADIX>(at, std::integral_constant<int, 17>());
+    } else {
+      butterflies_at<LOG_RADIX>(at, 17 << (log_stride - 4));
+    }
   }
   __syncthreads();
 }
@@ -254,7 +315,8 @@ __device__ __forceinline__ void transform_power(const T* x, float* shared, const
 }
 
 template <int BASE, typename T, typename Out>
-__global__ void __launch_bounds__(hadamard_threads(BASE)) hadamard_kernel(const HadamardParams p) {
+__global__ void __launch_bounds__(hadamard_threads(BASE), hadamard_blocks(BASE))
+    hadamard_kernel(const HadamardParams p) {
   extern __shared__ float shared[];
   const int order = p.power * p.base;
   let_next_start();

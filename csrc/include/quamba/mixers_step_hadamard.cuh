@@ -1,7 +1,7 @@
 // mixers_step: the Hadamard transform of one row of g, by the workers of a thread block, and its rounding. The same
-// additions in the same order as in hadamard_quant.cuh, but for the base matrix its signs are numbers in shared memory
-// and its rows a loop: straight-line code of that length takes longer to fetch than to run, where it runs once between
-// others.
+// additions in the same order as in hadamard_quant.cuh, but for the base matrix: its signs are numbers in shared memory
+// and its rows a loop, as straight-line code of that length takes longer to fetch than to run, where it runs once between
+// others; a float32 may differ in its last bit.
 #pragma once
 
 #include "quamba/mixers_step_cluster.cuh"

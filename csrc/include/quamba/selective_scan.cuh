@@ -72,6 +72,11 @@ __device__ __forceinline__ void copy_word_async(void* shared, const void* global
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(global));
 }
 
+__device__ __forceinline__ void copy_pair_async(void* shared, const void* global) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(global));
+}
+
 __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // A thread's share of a tile of `width` neighbouring channels: the same unit of every `step`-th row. A unit is a word

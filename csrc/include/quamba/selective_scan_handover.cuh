@@ -1,0 +1,130 @@
+// Where selective_scan_relay keeps what in shared memory, and how its warps hand each other a state.
+#pragma once
+
+#include "quamba/selective_scan.cuh"
+
+namespace quamba {
+
+constexpr int kRelaySteps = 16;     // of a piece
+constexpr int kRelayPieces = 4;     // of a chunk; warps to a group of channels
+constexpr int kRelayStates = 16;    // four quarters of four
+constexpr int kRelayChannels = 8;   // of a group
+constexpr int kRelayGroups = 5;     // of a block, at most
+
+// Where the parts of a block's shared memory begin, in bytes.
+template <int GROUPS>
+struct RelayLayout {
+  static constexpr int kThreads = GROUPS * kRelayPieces * 32, kChannels = GROUPS * kRelayChannels;
+  static constexpr int kChunk = kRelaySteps * kRelayPieces;
+  static constexpr int kPitch = kChunk + 4;  // floats of a row of B or C: the four rows of a warp are on distinct banks
+  static constexpr int kSide = kRelayStates * kPitch;           // floats of B, then as many of C
+  static constexpr int kRing = 5, kWide = 2 * kSide * 4;        // chunks that are kept as floats, bytes of one
+  static constexpr int kWords = 2 * kRelayStates / 4;           // of a step of B and C, as they come from memory
+  static constexpr int kTile = kRelaySteps * kRelayChannels;    // a warp's piece of x, dt or z
+  static constexpr int kPitchSums = kRelaySteps + 4;            // floats of a lane: four lanes' are on distinct banks
+
+  static constexpr int kScales = kRing * kWide;                     // of B and of C
+  static constexpr int kCounters = kScales + 2 * kRelayStates * 4;  // warps that have widened their part of a chunk
+  static constexpr int kRaw = kCounters + 16;                       // (kWords, time)
+  static constexpr int kStateRows = kRaw + kWords * kChunk * 4;     // RelayRows of the words
+  static constexpr int kInRows = kStateRows + kWords * 16;          // RelayRows: (group, x dt z none)
+  static constexpr int kOutRows = kInRows + GROUPS * 4 * 16;        // RelayRows: (channels)
+  static constexpr int kConstants = kOutRows + kChannels * 16;      // scale of x, D, reciprocal of the result's scale
+  static constexpr int kA = kConstants + kChannels * 16;            // log2(e) A: (group, state of a quarter, lane)
+  static constexpr int kHanded = kA + GROUPS * 4 * 32 * 4;          // (piece, group, state of a quarter, lane)
+  static constexpr int kTiles = kHanded + kThreads * 4 * 8;         // (warp, chunk & 1, x dt z)
+  static constexpr int kSums = kTiles + kThreads / 32 * 6 * kTile;  // (lane, kPitchSums), before that dt and dt x
+  static constexpr int kSoftplus = kSums + kThreads * kPitchSums * 4;  // (channels, 256)
+  static constexpr int kGate = kSoftplus + kChannels * 1024;
+  static constexpr int kTotal = kGate + kChannels * 1024;
+};
+
+// Rows of a tensor: where the first is, bytes from one to the next, and how many may be touched.
+struct alignas(16) RelayRows {
+  uint64_t first;
+  unsigned stride;
+  int count;
+
+  __device__ __forceinline__ char* at(int i) const {
+    return reinterpret_cast<char*>(first + static_cast<uint64_t>(static_cast<unsigned>(i)) * stride);
+  }
+};
+
+__device__ __forceinline__ void put_rows(void* to, const void* first, int64_t stride, int count) {
+  *static_cast<RelayRows*>(to) = {reinterpret_cast<uint64_t>(first), static_cast<unsigned>(stride), count};
+}
+
+// In one access.
+__device__ __forceinline__ RelayRows rows_at(const void* from) {
+  const uint4 v = *static_cast<const uint4*>(from);
+  return {static_cast<uint64_t>(v.y) << 32 | v.x, v.z, static_cast<int>(v.w)};
+}
+
+// A state and the number of the piece that it is for: one access, so that either tells about the other.
+__device__ __forceinline__ uint64_t look(const uint64_t* word) {
+  uint64_t value;
+  asm volatile("ld.volatile.shared.b64 %0, [%1];"
+               : "=l"(value)
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(word))));
+  return value;
+}
+
+__device__ __forceinline__ void hand_on(uint64_t* word, float state, unsigned piece) {
+  const uint64_t value = static_cast<uint64_t>(piece) << 32 | __float_as_uint(state);
+  asm volatile("st.volatile.shared.b64 [%0], %1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(word))),
+               "l"(value));
+}
+
+// Counts the warp, whose lanes have met, and what they wrote before; and the count, with what its warps wrote before.
+__device__ __forceinline__ void count_warp(unsigned* counter) {
+  asm volatile("red.release.cta.shared.add.u32 [%0], 1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(counter)))
+               : "memory");
+}
+
+__device__ __forceinline__ unsigned counted(const unsigned* counter) {
+  unsigned count;
+  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];"
+               : "=r"(count)
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(counter)))
+               : "memory");
+  return count;
+}
+
+// Four neighbouring rows' results, from row `t` on.
+template <typename T, typename F>
+__device__ __forceinline__ void write_results(const RelayRows& rows, int t, const float (&v)[4], F&& convert) {
+  char* to = rows.at(t);
+  __builtin_assume(__isGlobal(to));
+  if (t + 4 <= rows.count) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i, to += rows.stride) *reinterpret_cast<T*>(to) = static_cast<T>(convert(v[i]));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 3; ++i, to += rows.stride)
+      if (t + i < rows.count) *reinterpret_cast<T*>(to) = static_cast<T>(convert(v[i]));
+  }
+}
+
+// A small integer as float, without the conversion unit.
+__device__ __forceinline__ float small_to_float(int v) { return __uint_as_float(0x4b400000u + v) - 12582912.0f; }
+
+template <int COUNT>
+__device__ __forceinline__ void load_quads(const float* from, float (&v)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; i += 4) {
+    const float4 quad = *reinterpret_cast<const float4*>(from + i);
+    v[i] = quad.x, v[i + 1] = quad.y, v[i + 2] = quad.z, v[i + 3] = quad.w;
+  }
+}
+
+__device__ __forceinline__ void store_quad(float* to, const float (&v)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+}
+
+// A value that the compiler must keep in a register instead of computing it anew.
+__device__ __forceinline__ int kept_offset(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
+}  // namespace quamba

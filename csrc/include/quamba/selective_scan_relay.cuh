@@ -1,0 +1,258 @@
+// selective_scan of int8 for 16 states and a long sequence: time across the warps, which hand each other the states.
+//
+// Time is cut into pieces of kRelaySteps steps. A warp takes eight channels, four lanes each with four of the states,
+// and every kRelayPieces-th piece; other warps take the pieces between. A state is handed to the warp of the next piece
+// as soon as its steps are run, while this warp goes on with the next state: so four warps are at work on a channel,
+// each a state behind the one before, and no exponential and no step is computed twice. The word that is handed over
+// holds the number of its piece: whoever waits for it looks at nothing else. The warps meet at no barrier; what they
+// share beside the states, B and C as floats, is written two chunks ahead of its use, and counted.
+//
+// What is a function of one byte, softplus and the gate, is looked up in tables, a pair for each channel.
+#pragma once
+
+#include "quamba/selective_scan_handover.cuh"
+
+namespace quamba {
+
+template <int GROUPS>
+__global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2 : 1)
+    selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
+  using At = RelayLayout<GROUPS>;
+  constexpr int kTile = At::kTile, kRowBytes = At::kPitchSums * 4;
+  constexpr int kStatesAtOnce = GROUPS < kRelayGroups ? 4 : 1;  // the largest block has few registers
+  extern __shared__ __align__(16) char arena[];
+  // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
+  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = warp / kRelayPieces;
+  const int piece = kept_offset((warp + group) % kRelayPieces);
+  const int row = group * kRelayChannels + lane % kRelayChannels;
+  const int quarter = lane / kRelayChannels, steps = quarter * 4;  // the four steps that the lane prepares and finishes
+  const int length = static_cast<int>(p.length), pieces = (length + kRelaySteps - 1) / kRelaySteps;
+  const int64_t b = blockIdx.y, c0 = static_cast<int64_t>(blockIdx.x) * At::kChannels;
+  const auto channel_of = [&](int row) { return c0 + row < p.channels ? c0 + row : c0; };
+  const auto floats = [&](int offset) { return reinterpret_cast<float*>(arena + offset); };
+  const auto counter = [&](int chunk) {
+    return reinterpret_cast<unsigned*>(arena + At::kCounters) + static_cast<unsigned>(chunk) % 4;
+  };
+
+  // The piece's bytes of x, dt and z of the warp's channels, eight a lane: x and dt by half of the warp, then z by one.
+  const int tiles = At::kTiles + warp * 6 * kTile, copied_to = kept_offset(tiles + lane * kRelayChannels);
+  const int in_rows = At::kInRows + (group * 4 + lane / kRelaySteps) * 16;
+  const auto fetch_tiles = [&](int chunk) {
+    const int t = chunk * At::kChunk + piece * kRelaySteps + lane % kRelaySteps;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const RelayRows rows = rows_at(arena + in_rows + i * 32);
+      if (t < rows.count) copy_pair_async(arena + copied_to + ((chunk & 1) * 3 + 2 * i) * kTile, rows.at(t));
+    }
+  };
+  // The words of B and C that a thread widens are its own from the copy on.
+  const int word_step = kept_offset(threadIdx.x % At::kChunk), first_word = threadIdx.x / At::kChunk;
+  const int raw = kept_offset(At::kRaw + 4 * static_cast<int>(threadIdx.x));
+  const auto each_word = [&](auto&& f) {
+#pragma unroll
+    for (int i = 0; i < At::kWords; i += 2 * GROUPS)
+      if (i + first_word < At::kWords) f(i + first_word, raw + i * At::kChunk * 4);
+  };
+  const auto fetch_states = [&](int chunk) {
+    const int t = chunk * At::kChunk + word_step;
+    each_word([&](int k, int word) {
+      const RelayRows rows = rows_at(arena + At::kStateRows + 16 * k);
+      if (t < rows.count) copy_word_async(arena + word, rows.at(t));
+    });
+  };
+  // Finite past the sequence's end, where dt x is zero. State 4 q + r becomes row 4 r + q.
+  const auto widen_states = [&](int wide) {
+    each_word([&](int k, int word) {
+      const float4 scale = *reinterpret_cast<const float4*>(arena + At::kScales + 16 * k);
+      float v[4];
+      unpack_bytes(*reinterpret_cast<const uint32_t*>(arena + word), v);
+      float* const to = floats(wide) + (k + k / 4 * 12) * At::kPitch + word_step;
+      to[0] = v[0] * scale.x;
+      to[4 * At::kPitch] = v[1] * scale.y;
+      to[8 * At::kPitch] = v[2] * scale.z;
+      to[12 * At::kPitch] = v[3] * scale.w;
+    });
+  };
+
+  if (threadIdx.x < At::kWords) {
+    const Sequence& s = threadIdx.x < At::kWords / 2 ? p.B : p.C;
+    const char* const start = static_cast<const char*>(s.data) + b * s.batch + threadIdx.x % 4 * 4;
+    put_rows(arena + At::kStateRows + 16 * threadIdx.x, start, s.time, length);
+  } else if (threadIdx.x < At::kWords + GROUPS * 4) {
+    const int i = threadIdx.x - At::kWords, which = i % 4;
+    const Sequence& s = which == 0 ? p.x : which == 1 ? p.dt : p.z;
+    const int64_t c = c0 + i / 4 * kRelayChannels;
+    const char* const start = static_cast<const char*>(s.data) + b * s.batch + c;
+    const bool present = s.data != nullptr && which < 3 && c < p.channels;
+    put_rows(arena + At::kInRows + 16 * i, start, s.time, present ? length : 0);
+  }
+  if (threadIdx.x < At::kChannels) {
+    const int64_t c = channel_of(threadIdx.x), size = size_of(p.out_type);
+    put_rows(arena + At::kOutRows + 16 * threadIdx.x,
+             static_cast<char*>(p.out) + (b * p.length * p.channels + c) * size, p.channels * size,
+             c0 + threadIdx.x < p.channels ? length : 0);
+    reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
+        make_float4(p.x.scale.or_one(c), p.D[c], reciprocal_approx(p.out_scale.or_one(c)), 0.0f);
+  }
+  if (threadIdx.x < 2 * kRelayStates)
+    floats(At::kScales)[threadIdx.x] =
+        (threadIdx.x < kRelayStates ? p.B : p.C).scale.or_one(threadIdx.x % kRelayStates);
+  if (threadIdx.x < 4) *counter(threadIdx.x) = 0;
+  __syncthreads();
+  fetch_tiles(0);
+  fetch_states(0);
+
+  // A word waits for the warp of the next piece where this warp, or the state that the call began with, has put it.
+  const auto handed_by = [&](int piece) {
+    return kept_offset(At::kHanded + ((piece * GROUPS + group) * 4 * 32 + lane) * 8);
+  };
+  const auto word_at = [&](int offset) { return reinterpret_cast<uint64_t*>(arena + offset); };
+  const int from = handed_by((piece + kRelayPieces - 1) % kRelayPieces), to = handed_by(piece);
+  const int as = kept_offset(At::kA + (group * 4 * 32 + lane) * 4);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int n = 4 * quarter + j;
+    const int64_t channel = channel_of(row);
+    if (piece == 0) *floats(as + 128 * j) = p.A[channel * p.a_channel + n * p.a_state] * kLog2E;
+    const bool last = piece == kRelayPieces - 1;
+    const float initial =
+        last && p.state ? p.state[b * p.state_batch + channel * p.state_channel + n * p.state_state] : 0.0f;
+    hand_on(word_at(to + 256 * j), initial, last ? 0u : ~0u);
+  }
+  for (int i = warp; i < At::kChannels; i += At::kThreads / 32) {
+    const int64_t c = channel_of(i);
+    const float scale = p.dt.scale.or_one(c), bias = p.dt_bias[c], z_scale = p.z.scale.or_one(c);
+#pragma unroll 4
+    for (int k = lane; k < 256; k += 32) {
+      const float v = static_cast<float>(static_cast<int8_t>(k));
+      floats(At::kSoftplus)[i * 256 + k] = softplus(fmaf(v, scale, bias));
+      floats(At::kGate)[i * 256 + k] = p.z.data ? silu(v * z_scale) : 1.0f;
+    }
+  }
+  wait_copies();
+  widen_states(0);
+  fetch_states(1);
+  wait_copies();
+  widen_states(At::kWide);
+  fetch_states(2);
+  __syncthreads();
+
+  // The lane's channel and steps among its warp's; the lane's own sums.
+  const int own = kept_offset(At::kSums + warp * 32 * kRowBytes + lane % kRelayChannels * kRowBytes + steps * 4);
+  const int mine = kept_offset(At::kSums + static_cast<int>(threadIdx.x) * kRowBytes);
+  const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
+
+  int wide = 0;
+  for (int chunk = 0; chunk * kRelayPieces + piece < pieces; ++chunk) {
+    const int now = chunk * kRelayPieces + piece;
+    wait_copies();
+    // When all warps have begun chunk - 2, this one's B and C are there, and none reads those of chunk - 3 any more,
+    // whose place is that of chunk + 2.
+    while (counted(counter(chunk + 2)) < static_cast<unsigned>(chunk + 2) / 4 * (At::kThreads / 32)) continue;
+    widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
+    __syncwarp();
+    if (lane == 0) count_warp(counter(chunk));
+    fetch_states(chunk + 3);
+    fetch_tiles(chunk + 1);
+
+    const uint8_t* const tile =
+        reinterpret_cast<const uint8_t*>(arena) + tiles + (chunk & 1) * 3 * kTile + steps * kRelayChannels +
+        lane % kRelayChannels;
+    const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
+    {
+      const int valid = length - now * kRelaySteps - steps;
+      float dt[4], dtx[4], skipped[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) dt[i] = floats(At::kSoftplus)[row * 256 + tile[kTile + i * kRelayChannels]];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float x = small_to_float(static_cast<int8_t>(tile[i * kRelayChannels])) * constants.x;
+        dtx[i] = dt[i] * x;
+        skipped[i] = constants.y * x;
+      }
+      if (valid < 4) {  // past the end the state must stand still
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          if (i >= valid) dt[i] = dtx[i] = 0.0f;
+      }
+      store_quad(floats(own), dt);
+      store_quad(floats(own + kRelayChannels * kRowBytes), dtx);
+      store_quad(floats(mine + kRelaySteps * 4), skipped);
+    }
+    __syncwarp();
+    float dt[kRelaySteps], dtx[kRelaySteps], y[kRelaySteps] = {};
+    load_quads(floats(own) - steps, dt);
+    load_quads(floats(own + kRelayChannels * kRowBytes) - steps, dtx);
+
+    int bs = wide + piece_steps, looked = from, handed = to, factor = as;
+#pragma unroll kStatesAtOnce
+    for (int j = 0; j < 4; ++j) {
+      uint64_t word = look(word_at(looked));
+      const float a = *floats(factor);
+      float decay[kRelaySteps];
+#pragma unroll
+      for (int i = 0; i < kRelaySteps; ++i) decay[i] = exp2_approx(dt[i] * a);
+      float b[4];
+      load_quads(floats(bs), b);
+      while (__any_sync(0xffffffffu, static_cast<int>(word >> 32) != now)) word = look(word_at(looked));
+      float state = __uint_as_float(static_cast<unsigned>(word));
+#pragma unroll
+      for (int i = 0; i < kRelaySteps; i += 4) {
+        float c[4];
+        load_quads(floats(bs) + At::kSide + i, c);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          state = fmaf(decay[i + k], state, dtx[i + k] * b[k]);
+          y[i + k] = fmaf(state, c[k], y[i + k]);
+        }
+        if (i + 4 < kRelaySteps) load_quads(floats(bs) + i + 4, b);
+      }
+      hand_on(word_at(handed), state, now + 1);
+      bs += 4 * At::kPitch * 4, looked += 256, handed += 256, factor += 128;
+    }
+
+    // The sums of the four quarters, a quarter of the steps a lane.
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kRelaySteps; i += 4) store_quad(floats(mine) + i, {y[i], y[i + 1], y[i + 2], y[i + 3]});
+    __syncwarp();
+    float result[4];
+    load_quads(floats(mine) + kRelaySteps, result);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      float part[4];
+      load_quads(floats(own + r * kRelayChannels * kRowBytes), part);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) result[i] += part[i];
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) result[i] *= floats(At::kGate)[row * 256 + tile[2 * kTile + i * kRelayChannels]];
+    const int t = now * kRelaySteps + steps;
+    const RelayRows rows = rows_at(arena + At::kOutRows + 16 * row);
+    switch (p.out_type) {
+      case Type::kInt8: {  // after so many approximations an exact division by the scale has no point
+        const float reciprocal = floats(At::kConstants)[4 * row + 2];
+        write_results<uint8_t>(rows, t, result, [&](float v) { return round_to_byte(v * reciprocal); });
+        break;
+      }
+      case Type::kHalf:
+        write_results<__half>(rows, t, result, [](float v) { return __float2half_rn(v); });
+        break;
+      case Type::kBFloat16:
+        write_results<__nv_bfloat16>(rows, t, result, [](float v) { return __float2bfloat16_rn(v); });
+        break;
+      default:
+        write_results<float>(rows, t, result, [](float v) { return v; });
+    }
+    wide = wide == (At::kRing - 1) * At::kWide ? 0 : wide + At::kWide;
+  }
+  wait_copies();  // of chunks that do not come
+  if (p.state && c0 + row < p.channels && (pieces - 1) % kRelayPieces == piece) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      p.state[b * p.state_batch + (c0 + row) * p.state_channel + (4 * quarter + j) * p.state_state] =
+          __uint_as_float(static_cast<unsigned>(look(word_at(to + 256 * j))));
+  }
+}
+
+}  // namespace quamba
