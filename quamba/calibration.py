@@ -192,7 +192,8 @@ def find_head_divisor(recipe: Recipe, *, model: nn.Module, adapter: Adapter, sta
         return None
     weight: Any = model.get_submodule(adapter.head(model)).weight
     columns = torch.maximum(weight.amax(dim=0), -weight.amin(dim=0))
-    divisor = smoothing_divisor(statistics.alpha("head.input"), columns, strength)
+    alpha = statistics.alpha("head.input")
+    divisor = smoothing_divisor(alpha, columns.to(alpha.device), strength)
     return divisor.clamp(1 / _TIED_RANGE, _TIED_RANGE) if adapter.tied(model) else divisor
 
 

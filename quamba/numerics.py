@@ -124,6 +124,7 @@ def quantize_weight(weight: Tensor, *, per_channel: bool, columns: Tensor | None
         (int8 weight of the same shape, float32 scales).
     """
     weight = weight.detach()
+    columns = None if columns is None else columns.to(weight.device)
 
     def taken(piece: slice) -> Tensor:
         return weight[piece] if columns is None else weight[piece].to(torch.float32) * columns

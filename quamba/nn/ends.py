@@ -54,7 +54,7 @@ class QuantizedEmbedding(nn.Module):
             weight, per_channel=self.spec.granularity == "channel", columns=columns
         )
         if columns is not None:
-            self.column_scale = columns.reciprocal()
+            self.column_scale = columns.reciprocal().to(self.qweight.device)
 
     @property
     def weight(self) -> Tensor:
