@@ -197,6 +197,14 @@ def find_head_divisor(recipe: Recipe, *, model: nn.Module, adapter: Adapter, sta
     return divisor.clamp(1 / _TIED_RANGE, _TIED_RANGE) if adapter.tied(model) else divisor
 
 
+def head_scale(alphas: Mapping[str, Tensor], divisor: Tensor | None) -> Tensor | None:
+    """The scale of head.input, float32 (), or (E,) with a divisor; None where it has no static one."""
+    if "head.input" not in alphas:
+        return None
+    scale = numerics.scale_from_alpha(alphas["head.input"])
+    return scale if divisor is None else scale * divisor
+
+
 def _storable(divisor: Tensor, gamma: Tensor | None, dtype: torch.dtype) -> Tensor:
     """The nearest divisor for which what is stored in the model's dtype is exact: itself, or gamma / divisor."""
     if gamma is None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from quamba import calibration, numerics, search
+from quamba import calibration, search
 from quamba.checkpoint import attach
 from quamba.convert import empty_ends, empty_mixer, fill_mixer, simulate_mixer
 from quamba.data import KeptBatches
@@ -226,10 +226,7 @@ def _filled_ends(
         for name, weight in ((adapter.embedding(model), table), (adapter.head(model), head_weight)):
             if name not in ends:
                 ends[name] = _float_end(model.get_submodule(name), weight.to(adapter.dtype(model)), width=width)
-    alpha = alphas.get("head.input")
-    scale = None if alpha is None else numerics.scale_from_alpha(alpha)
-    if scale is not None and head_divisor is not None:
-        scale = scale * head_divisor
+    scale = calibration.head_scale(alphas, head_divisor)
     quantized_table, quantized_head = ends.get(adapter.embedding(model)), ends.get(adapter.head(model))
     tied = isinstance(quantized_head, QuantizedHead) and quantized_head.table is quantized_table
     if isinstance(quantized_table, QuantizedEmbedding):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from quamba import numerics
 from quamba.analysis.study import Study
 from quamba.analysis.tap import QuantizedScanOutput
+from quamba.calibration import head_scale
 from quamba.convert import fill_mixer, simulate_mixer
 from quamba.nn.ends import QuantizedEmbedding, QuantizedHead
 from quamba.nn.quantized_mixer import QuantizedMixer
@@ -103,11 +104,7 @@ def single_tensor_end(study: Study, name: str) -> dict[str, nn.Module]:
     module_name = adapter.embedding(model) if name == "embedding" else adapter.head(model)
     original: Any = model.get_submodule(module_name)
     if name == "head.input":
-        alpha = study.alphas.get(name)
-        scale = None if alpha is None else numerics.scale_from_alpha(alpha)
-        if scale is not None and study.head_divisor is not None:
-            scale = scale * study.head_divisor
-        return {module_name: _QuantizedInput(original, scale)}
+        return {module_name: _QuantizedInput(original, head_scale(study.alphas, study.head_divisor))}
     rows, width = original.weight.shape
     dtype = adapter.dtype(model)
     if name == "embedding":

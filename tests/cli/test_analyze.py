@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoTokenizer, MambaConfig, MambaForCausalLM
-from transformers.utils import logging
 from typer.testing import CliRunner
 
 from quamba.analysis import report
@@ -21,14 +20,6 @@ SMALL = (
     *("--context", 16, "--samples", 4, "--windows", 3, "--sequences", 2),
     *("--long-context", 24, "--long-sequences", 2, "--batch-size", 2),
 )
-
-
-@pytest.fixture(autouse=True)
-def _verbosity() -> Any:
-    before = logging.get_verbosity()
-    yield
-    logging.set_verbosity(before)
-    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
 """quamba compare, as a person runs it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 from typer.testing import CliRunner
 
 import quamba
@@ -17,28 +15,6 @@ from quamba.eval import perplexity
 from quamba.eval.provenance import model_sha256
 from quamba.text import read_ids
 from quamba.text import windows as calibration_windows
-from tests.shipped import save_small_model, text_of
-
-
-@pytest.fixture(autouse=True)
-def verbosity() -> Iterator[None]:
-    """The commands quieten the libraries for their process; here that is the test's."""
-    before = logging.get_verbosity()
-    yield
-    logging.set_verbosity(before)
-    logging.enable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(text_of(3000), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("models") / "float")
 
 
 def run(*arguments: object) -> Any:

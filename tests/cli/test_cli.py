@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
 )
-from transformers.utils import logging
 from typer.testing import CliRunner
 
 import quamba
@@ -28,28 +27,7 @@ from quamba.eval.provenance import model_sha256
 from quamba.recipe import QuantSpec
 from quamba.recipes import DEFAULT_RECIPE
 from quamba.text import calibration_sequences, read_ids
-from tests.shipped import EXAMPLES, TOKENIZER_FILES, save_small_model, text_of
-
-
-@pytest.fixture(autouse=True)
-def verbosity() -> Iterator[None]:
-    """The commands quieten the libraries for their process; here that is the test's."""
-    before = logging.get_verbosity()
-    yield
-    logging.set_verbosity(before)
-    logging.enable_progress_bar()
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(text_of(3000), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_small_model(tmp_path_factory.mktemp("models") / "float")
+from tests.shipped import EXAMPLES, TOKENIZER_FILES, text_of
 
 
 @pytest.fixture(scope="module")
