@@ -59,7 +59,8 @@ def partings(on_cpu: Any, on_device: Any, prompts: Tensor, tokens: int) -> int:
             f"{gap:.5f} apart in the CPU's logits; largest difference of a logit between the devices {error:.5f}"
         )
     same = int((expected == found).all(dim=1).sum())
-    print(f"{same} of {len(prompts)} sequences of {tokens} tokens are the same, {len(prompts) - same - wrong} part at a tie")
+    ties = len(prompts) - same - wrong
+    print(f"{same} of {len(prompts)} sequences of {tokens} tokens are the same, {ties} part at a tie")
     return wrong
 
 

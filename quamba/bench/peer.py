@@ -143,6 +143,8 @@ def _captured(run: Any) -> Any:
         out = run()
 
     def replay() -> Any:
+        # The graph reads the tensors that `run` holds: they live as long as this does.
+        _ = run
         graph.replay()
         return out
 

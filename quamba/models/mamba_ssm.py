@@ -10,6 +10,7 @@ from quamba.errors import UnsupportedModelError
 from quamba.models.adapter import Adapter, Shell, register
 from quamba.models.transformers_mamba import mixer_tensors
 from quamba.nn.config import BlockConfig, MixerState
+from quamba.nn.ends import QuantizedHead
 
 
 class MambaSsmShell(Shell):
@@ -120,12 +121,16 @@ class MambaSsmAdapter(Adapter):
         return out
 
     def tail(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        norm, head = model.get_submodule(self.final_norm(model)), model.get_submodule(self.head(model))
+        norm: Any = model.get_submodule(self.final_norm(model))
+        head = model.get_submodule(self.head(model))
         # The fused norm reads the stream as it is, the plain one in the dtype of its weight.
         fused, weight = bool(getattr(model.backbone, "fused_add_norm", False)), norm.weight
         dtype: Any = weight.dtype
 
         def logits(stream: Tensor) -> Tensor:
+            # Seven launches as one; elsewhere the bits are those of the model's own forward.
+            if stream.is_cuda and isinstance(head, QuantizedHead) and head.static:
+                return head.normed(stream, weight, norm.eps)
             found: Tensor = head(norm(stream if fused else stream.to(dtype)))
             return found
 

@@ -9,6 +9,7 @@ from quamba.errors import UnsupportedModelError
 from quamba.models.adapter import Adapter, register
 from quamba.models.transformers_shell import TransformersShell, drop_ties
 from quamba.nn.config import BlockConfig
+from quamba.nn.ends import QuantizedHead
 
 
 @register
@@ -64,10 +65,14 @@ class MambaAdapter(Adapter):
         return out
 
     def tail(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        norm, head = model.get_submodule(self.final_norm(model)), model.get_submodule(self.head(model))
+        norm: Any = model.get_submodule(self.final_norm(model))
+        head = model.get_submodule(self.head(model))
         dtype = head.weight.dtype
 
         def logits(stream: Tensor) -> Tensor:
+            # Seven launches as one; elsewhere the bits are those of the model's own forward.
+            if stream.is_cuda and isinstance(head, QuantizedHead) and head.static:
+                return head.normed(stream, norm.weight, norm.variance_epsilon)
             found: Tensor = head(norm(stream).to(dtype))
             return found.float()
 

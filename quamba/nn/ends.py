@@ -150,19 +150,40 @@ class QuantizedHead(nn.Module):
         """Shape and dtype of the float weight, without data: a meta tensor, for code that asks for either."""
         return torch.empty(self.table.qweight.shape, dtype=self.dtype, device="meta")
 
+    @property
+    def static(self) -> bool:
+        """Whether the hidden states have static scales: `normed` then serves."""
+        return self.input_spec is not None and self.input_spec.granularity != "token"
+
+    def normed(self, stream: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """The final RMSNorm and the head, with one rounding between them; only where `static`.
+
+        Args:
+            stream: (..., E) any float dtype, the residual stream behind the last block.
+            weight, eps: (E,) any float dtype, and the constant, of the norm.
+
+        Returns:
+            Logits float32 (..., V).
+        """
+        return self._logits(ops.rms_norm_quant(stream, weight, self.input_scale, eps), self._spent_scale())
+
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden (..., E) any float dtype -> logits float32 (..., V)."""
-        table = self.table
         if self.input_spec is None:
+            table = self.table
             scale = table.weight_scale
             weight = numerics.dequantize(table.qweight, scale[:, None] if scale.dim() else scale)
             return torch.nn.functional.linear(hidden.to(torch.float32), weight, self.bias)
-        if self.input_spec.granularity == "token":
-            q, scale = ops.quantize_per_token(hidden)
-        else:
-            q = ops.quantize(hidden, self.input_scale)
-            # A scale per channel is spent: the weight's columns hold it.
-            scale = self.unit_scale if self.smooth else self.input_scale
+        if not self.static:
+            return self._logits(*ops.quantize_per_token(hidden))
+        return self._logits(ops.quantize(hidden, self.input_scale), self._spent_scale())
+
+    def _spent_scale(self) -> Tensor:
+        """The static scale that the product still has to apply: one per channel lies in the weight's columns."""
+        return self.unit_scale if self.smooth else self.input_scale
+
+    def _logits(self, q: Tensor, scale: Tensor) -> Tensor:
+        table = self.table
         return ops.linear(  # type: ignore[no-any-return]
             q, scale, table.qweight, table.weight_scale, self.bias, None, None, torch.float32
         )

@@ -165,38 +165,43 @@ class QuantizedMixer(nn.Module):
         if not served(self.A.device, **sizes, rotate=route.rotate_g):
             return
         learned = c.dbc_norm == "learned"
+
+        # The kernel reads float32: converted here, not in every step.
+        def wide(vector: Tensor | None) -> Tensor | None:
+            return None if vector is None else vector.to(torch.float32)
+
         self.step_arguments = (
             self.norm_weight,
             c.norm_eps,
             self.u_scale,
             self.in_proj.qweight,
             self.in_proj.weight_scale,
-            self.in_proj.bias,
+            wide(self.in_proj.bias),
             self.xz_scale,
             self.conv_qweight,
             self.conv_weight_scale,
-            self.conv_bias if c.conv_bias else None,
+            wide(self.conv_bias) if c.conv_bias else None,
             self.x_scale,
             self.x_proj.qweight,
             self.x_proj.weight_scale,
             self.x_unit_scale if route.channel_x else self.x_scale,
             self.x_scan_scale if route.smooth_g else self.x_scale,
-            self.d_norm_weight if learned else None,
-            self.B_norm_weight if learned else None,
-            self.C_norm_weight if learned else None,
+            wide(self.d_norm_weight) if learned else None,
+            wide(self.B_norm_weight) if learned else None,
+            wide(self.C_norm_weight) if learned else None,
             None if c.dbc_norm == "none" else c.dbc_eps,
             self.dbc_scale,
             self.dt_proj.qweight,
             self.dt_proj.weight_scale,
             self.dt_scale if route.static_dt else None,
-            self.dt_bias,
+            wide(self.dt_bias),
             self.A,
-            self.D,
+            wide(self.D),
             route.rotate_g,
             self.g_scale,
             self.out_proj.qweight,
             self.out_proj.weight_scale,
-            self.out_proj.bias,
+            wide(self.out_proj.bias),
             c.residual,
         )
 

@@ -141,3 +141,20 @@ def test_an_empty_head_with_scales_per_channel_is_finalized() -> None:
     empty.load_state_dict(full.state_dict(), assign=True)
     empty.finalize()
     assert torch.equal(empty(torch.ones(2, WIDTH)), full(torch.ones(2, WIDTH)))
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_norm_and_head_with_one_rounding_between(smooth: bool) -> None:
+    head = QuantizedHead(
+        rows=ROWS, width=WIDTH, bias=True, spec=CHANNEL, input_spec=TENSOR, dtype=torch.float32, smooth=smooth
+    )
+    scale = torch.linspace(0.02, 0.05, WIDTH) if smooth else torch.tensor(0.03)
+    head.fill(make_table(), bias=torch.linspace(-1, 1, ROWS), input_scale=scale)
+    generator = torch.Generator().manual_seed(3)
+    stream, weight, eps = 3 * torch.randn(2, 3, WIDTH, generator=generator), torch.linspace(0.5, 1.5, WIDTH), 0.3
+    x = stream.double()
+    normed = x / (x.square().mean(dim=-1, keepdim=True) + eps).sqrt() * weight
+    torch.testing.assert_close(head.normed(stream, weight, eps), head(normed.float()), rtol=1e-6, atol=1e-6)
+    assert head.static
+    assert not make_head(input_spec=TOKEN, bias=False).static
+    assert not make_head(input_spec=None, bias=False).static
