@@ -190,7 +190,11 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
     team_sync();
     if (second && first_row < p.tokens && l + 1 < p.blocks)
       ask_norm_weight(p, numbers.block().next_norm_weight, norm_weight);
-    multiply<kAtATime<BASE>>(p, share.tiles[second], ring, act, acc);
+    if (p.tokens > 4) {
+      multiply<kAtATime<BASE>, 2>(p, share.tiles[second], ring, act, acc);
+    } else {
+      multiply<kAtATime<BASE>, 1>(p, share.tiles[second], ring, act, acc);
+    }
     team_sync();
     if (second) {
       add_rows(p, l, share, numbers, kept, acc);
@@ -219,7 +223,7 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
   if (threadIdx.x == 0) {
 #pragma unroll 1
     for (int i = 0; i < params.plan.s.slots; ++i) {
-      barrier_init(&barriers.full[i], 1);
+      barrier_init(&barriers.full[i], kStackStreams);
       barrier_init(&barriers.empty[i], kTeamWarps);
     }
 #pragma unroll 1

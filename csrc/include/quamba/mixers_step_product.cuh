@@ -45,56 +45,97 @@ struct StackRing {
       : slots(slots), barriers(barriers), next(threadIdx.x / 32 / kTeamWarps), slot(next) {}
 };
 
-// acc[row][token] += weight[row] . operand[token] over the thread block's rows of one weight. BATCH: steps of 64
-// columns whose operands are loaded before the first of them is used.
-template <int BATCH>
+template <int N>
+struct StackCount {
+  static constexpr int value = N;
+};
+
+// The sums of a warp over a slot: of the `steps` times 64 columns from its first on, every kTeamWarps-th. Of the 16
+// bytes that a lane has of a row, words 0 and 2 are the operand's upper rows, words 1 and 3 its lower ones: so what is
+// loaded is used as it is, eight rows at a time. A sequence then takes two columns of the other operand, one for each
+// pair of words, and the two sums of a row and a sequence lie in the one lane of both, at 0 and 3. FOURS: of sequences.
+template <int BATCH, int FOURS>
+__device__ __forceinline__ void multiply_slot(const char* low, const char* high, const char* x, int next_four,
+                                              int steps, int (&sum)[2][FOURS][4]) {
+  constexpr int kStep = 64 * kTeamWarps;
+  const auto batch = [&](auto count) {
+    constexpr int kCount = decltype(count)::value;
+    int4 a[2][kCount];
+    int v[FOURS][kCount][2];
+#pragma unroll
+    for (int u = 0; u < kCount; ++u) {
+      a[0][u] = *reinterpret_cast<const int4*>(low + u * kStep);
+      a[1][u] = *reinterpret_cast<const int4*>(high + u * kStep);
+#pragma unroll
+      for (int i = 0; i < FOURS; ++i)
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+          v[i][u][k] = *reinterpret_cast<const int*>(x + i * next_four + u * kStep + 8 * k);
+    }
+#pragma unroll
+    for (int u = 0; u < kCount; ++u)
+#pragma unroll
+      for (int i = 0; i < FOURS; ++i)
+#pragma unroll
+        for (int k = 0; k < 2; ++k)
+          mma(sum[k][i], a[k][u].x, a[k][u].y, a[k][u].z, a[k][u].w, v[i][u][0], v[i][u][1]);
+    low += kCount * kStep, high += kCount * kStep, x += kCount * kStep, steps -= kCount * kTeamWarps;
+  };
+#pragma unroll 1
+  while (steps > (BATCH - 1) * kTeamWarps) batch(StackCount<BATCH>());
+#pragma unroll 1
+  while (steps > 0) batch(StackCount<1>());
+}
+
+// acc[row][token] += weight[row] . operand[token] over the thread block's rows of one weight. BATCH: steps of a warp
+// that it loads before it uses the first of them. FOURS: of sequences. A slot's part is hardly more than what it takes
+// to get there, so that little is worked out in the loop.
+template <int BATCH, int FOURS>
 __device__ __forceinline__ void multiply(const StackPlan& p, const StackTiles& tiles, StackRing& ring, const char* act,
                                          int* acc) {
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane / 4, q = lane % 4;
-  const int slots = tiles.slots();
-  int tile = 0, piece = ring.next, i = ring.next;
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 % kTeamWarps, g = lane / 4, q = lane % 4;
+  const int columns = tiles.columns, x_pitch = operand_pitch(columns), tokens = p.tokens;
+  const int slots = p.s.slots, slot_bytes = p.s.slot_bytes, own = warp * 64 + q * 16;
+  // Lanes beyond the sequences repeat another one: what comes of it is not used.
+  const char* const x = act + (g / 2 < tokens ? g / 2 : 0) * x_pitch + own + g % 2 * 4;
+  const int next_four = g / 2 + 4 < tokens ? 4 * x_pitch : 0;
+  acc += g * kAccPitch + q;
+  int i = ring.next;
+  // The tiles of 16 rows, then the one of the rest.
 #pragma unroll 1
-  for (; i < slots; i += kTeams, piece += kTeams) {
-    for (; piece >= tiles.pieces_of(tile); ++tile) piece -= tiles.pieces_of(tile);
-    const int most = tiles.columns_of(tile), rows = tiles.rows_of(tile), pitch = operand_pitch(most);
-    const int column = piece * most, slot = ring.slot, steps = divide_up(min(most, tiles.columns - column), 64);
-    // Lanes beyond the rows repeat the last one: what comes of it is not used.
-    const char* low = ring.slots + slot * p.s.slot_bytes + min(g, rows - 1) * pitch + q * 16;
-    const int high = (min(g + 8, rows - 1) - min(g, rows - 1)) * pitch;
-    // Lanes beyond the sequences repeat the first one: what comes of it is not used.
-    const char* x = act + (g < p.tokens ? g : 0) * operand_pitch(tiles.columns) + column + q * 16;
-    barrier_wait(&ring.barriers->full[slot], ring.round & 1);
-    int sum[2][4] = {};  // two, so that additions need not wait for each other
+  for (int rest = 0; rest < 2; ++rest) {
+    const int pieces = rest ? tiles.rest_pieces : tiles.pieces, count = rest ? pieces : tiles.whole * pieces;
+    const int rows = rest ? tiles.rest : kTileWeightRows, most = rest ? tiles.rest_columns : tiles.slot_columns;
+    const int pitch = operand_pitch(most);
+    // Lanes beyond the rows repeat the last one.
+    const int low = min(g, rows - 1) * pitch + own, high = min(g + 8, rows - 1) * pitch + own;
+    int piece = i;
+    int* to = acc;
 #pragma unroll 1
-    for (int s = warp % kTeamWarps; s < steps; s += BATCH * kTeamWarps) {
-      const int batch = divide_up(steps - s, kTeamWarps);
-      int4 a[BATCH], b[BATCH], v[BATCH];
+    for (; i < count; i += kTeams, piece += kTeams) {
+#pragma unroll 1
+      for (; piece >= pieces; piece -= pieces) to += kTileWeightRows * kAccPitch;
+      const int column = piece * most;
+      const char* const slot = ring.slots + ring.slot * slot_bytes;
+      int sum[2][FOURS][4] = {};
+      barrier_wait(&ring.barriers->full[ring.slot], ring.round & 1);
+      multiply_slot<BATCH>(slot + low, slot + high, x + column, next_four,
+                           divide_up(min(most, columns - column), 64) - warp, sum);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&ring.barriers->empty[ring.slot]);
+      ring.slot += kTeams;
+      if (ring.slot >= slots) ring.slot -= slots, ++ring.round;
 #pragma unroll
-      for (int u = 0; u < BATCH; ++u) {
-        const int at = (s + min(u, batch - 1) * kTeamWarps) * 64;
-        a[u] = *reinterpret_cast<const int4*>(low + at);
-        b[u] = *reinterpret_cast<const int4*>(low + high + at);
-        v[u] = *reinterpret_cast<const int4*>(x + at);
-      }
+      for (int k = 0; k < 2; ++k)
 #pragma unroll
-      for (int u = 0; u < BATCH; ++u)
-        if (u < batch) {
-          mma(sum[0], a[u].x, b[u].x, a[u].y, b[u].y, v[u].x, v[u].y);
-          mma(sum[1], a[u].z, b[u].z, a[u].w, b[u].w, v[u].z, v[u].w);
-        }
+        for (int f = 0; f < FOURS; ++f)
+          if (g + 8 * k < rows && q + 4 * f < tokens)
+            atomicAdd(to + 8 * k * kAccPitch + 4 * f, sum[k][f][0] + sum[k][f][3]);
     }
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&ring.barriers->empty[slot]);
-    ring.slot += kTeams;
-    if (ring.slot >= p.s.slots) ring.slot -= p.s.slots, ++ring.round;
-#pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      const int row = g + 8 * (r / 2), m = 2 * q + r % 2;
-      int* const to = acc + (tile * kTileWeightRows + row) * kAccPitch + m;
-      if (row < rows && m < p.tokens) atomicAdd(to, sum[0][r] + sum[1][r]);
-    }
+    i -= count;
+    acc += tiles.whole * kTileWeightRows * kAccPitch;
   }
-  ring.next = i - slots;
+  ring.next = i;
 }
 
 // A sum, taken away so that the next product finds zero.

@@ -1,13 +1,14 @@
-// mixers_step: the warps that only fetch. One streams the weights of all blocks of the stack through a ring in shared
-// memory, as far ahead as the ring goes; it never waits for a result. Three stage what each block needs beside them,
-// one block ahead.
+// mixers_step: the warps that only fetch. Two stream the weights of all blocks of the stack through a ring in shared
+// memory, as far ahead as the ring goes; they never wait for a result. Two stage what each block needs beside them, one
+// block ahead.
 #pragma once
 
 #include "quamba/mixers_step.cuh"
 
 namespace quamba {
 
-constexpr int kStackWorkers = 256, kStackStagers = 96, kStackThreads = kStackWorkers + kStackStagers + 32;
+constexpr int kStackWorkers = 256, kStackStagers = 64, kStackStreams = 2;  // the last: warps
+constexpr int kStackThreads = kStackWorkers + kStackStagers + 32 * kStackStreams;
 constexpr int kTeamWarps = kStackWorkers / 32 / kTeams;
 
 struct StackBarriers {
@@ -107,43 +108,45 @@ struct StackShare {
   }
 };
 
-// Not inline, as stage_blocks: the workers would lose registers.
+// A warp issues copies one lane after the other, sixty cycles each, so that two share the rows of a slot. Not inline,
+// as stage_blocks: the workers would lose registers.
 static __device__ __noinline__ void stream_weights(const StackPlan& p, const StackBlock* blocks,
                                                    const StackShare& share, char* shared, StackBarriers& barriers) {
-  const int lane = threadIdx.x & 31;
+  const int lane = threadIdx.x & 31, first = threadIdx.x / 32 % kStackStreams, own = first + kStackStreams * lane;
+  const int slots = p.s.slots, slot_bytes = p.s.slot_bytes, flight = p.flight;
   int slot = 0, round = 0, late = 0, late_round = 0, issued = 0;
   // Asked for half a block ahead: a constant that is read once comes from far.
   const int8_t* ahead = blocks[0].in_weight;
 #pragma unroll 1
   for (int half = 0; half < 2 * p.blocks; ++half) {
     const bool second = half & 1;
-    const StackTiles& now = share.tiles[second];
+    const StackTiles now = share.tiles[second];
     const int8_t* const weight = ahead;
     const int following = min((half + 1) / 2, p.blocks - 1);
     ahead = second ? blocks[following].in_weight : blocks[following].out_weight;
 #pragma unroll 1
     for (int tile = 0; tile * kTileWeightRows < now.rows; ++tile) {
-      const int rows = now.rows_of(tile), most = now.columns_of(tile), mine = tile * kTileWeightRows + lane;
+      const int rows = now.rows_of(tile), most = now.columns_of(tile), mine = tile * kTileWeightRows + own;
       const int row = second                   ? share.row + mine
                       : mine < share.channels ? share.channel + mine
                                               : p.f.inner + share.channel + mine - share.channels;
       const int8_t* const from = weight + static_cast<int64_t>(row) * now.columns;
+      char* const to = shared + own * operand_pitch(most);
+      const int copies = max(0, divide_up(rows - first, kStackStreams));
 #pragma unroll 1
       for (int column = 0; column < now.columns; column += most) {
         const int bytes = min(most, now.columns - column);
         // Requests beyond what keeps the memory busy would only delay the workers' own, which share the way to it.
-        if (issued >= p.flight) {
+        if (issued >= flight) {
           barrier_wait(&barriers.full[late], late_round & 1);
-          if (++late == p.s.slots) late = 0, ++late_round;
+          if (++late == slots) late = 0, ++late_round;
         }
         barrier_wait(&barriers.empty[slot], (round & 1) ^ 1);
-        if (lane == 0) barrier_expect(&barriers.full[slot], rows * bytes);
+        if (lane == 0) barrier_expect(&barriers.full[slot], copies * bytes);
         __syncwarp();
-        if (lane < rows)
-          copy_row(shared + slot * p.s.slot_bytes + lane * operand_pitch(most), from + column, bytes,
-                   &barriers.full[slot]);
+        if (own < rows) copy_row(to + slot * slot_bytes, from + column, bytes, &barriers.full[slot]);
         ++issued;
-        if (++slot == p.s.slots) slot = 0, ++round;
+        if (++slot == slots) slot = 0, ++round;
       }
     }
   }
