@@ -31,7 +31,7 @@ struct HadamardParams {
 constexpr int hadamard_threads(int base) { return base > 40 ? 256 : 512; }
 
 // Blocks of a multiprocessor that registers are kept free for: two, where a column leaves 512 threads as few as 64.
-constexpr int hadamard_blocks(int base) { return base > 1 && base <= 28 ? 2 : 1; }
+constexpr int hadamard_blocks(int base) { return base <= 28 ? 2 : 1; }
 
 // Index i of a row in shared memory: one word of padding in sixteen keeps stride-16 accesses on distinct banks.
 __device__ __forceinline__ int padded_index(int i) { return i + (i >> 4); }
