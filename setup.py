@@ -28,6 +28,8 @@ TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest torch that the l
 
 # An assertion is a function call, and wgmma instructions that a call might interrupt are serialized: half the speed.
 NO_ASSERTS = ("-DNDEBUG",)
+# CUTLASS's kernels for Hopper wait for the kernel before them, and let the next one start, only with this.
+EARLY = ("-DCUTLASS_ENABLE_GDC_FOR_SM90",)
 GENERATED = {"hadamard_bases": ROOT / "quamba" / "hadamard.py", "linear_table": CSRC / "linear_table.json"}  # from what
 TYPES = {"int8": "int8_t", "half": "__half", "bfloat16": "__nv_bfloat16", "float": "float"}
 
@@ -78,8 +80,10 @@ def units() -> list[Unit]:
                 continue
             tiles = ["k128x256", "k128x192", "k128x128", "k64x64"]
             for tile in tiles if name != "float" else tiles[2:]:
-                defines = (*NO_ASSERTS, f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
-                result.append(Unit("linear_sm90.cu", f"linear_sm90_{name}_{residual}_{tile}", defines, only="90a"))
+                flags = (*NO_ASSERTS, *EARLY)
+                defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
+                unit = f"linear_sm90_{name}_{residual}_{tile}"
+                result.append(Unit("linear_sm90.cu", unit, (*flags, *defines), only="90a"))
     for name in ("linear_ring", "linear_conv1d_step_kernel"):  # where blocks of a cluster can add up
         result.append(Unit(f"{name}.cu", name, only="90a"))
     return result

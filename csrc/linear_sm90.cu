@@ -8,6 +8,7 @@
 #include <cutlass/gemm/kernel/gemm_universal.hpp>
 
 #include "linear_gemm.h"
+#include "quamba/launch.cuh"
 
 namespace quamba {
 namespace {
@@ -152,7 +153,8 @@ cudaError_t linear_sm90<QUAMBA_OUT, kResidual, Tile::QUAMBA_TILE>(const LinearPa
   Gemm gemm;
   if (gemm.can_implement(arguments) != cutlass::Status::kSuccess) return cudaErrorInvalidValue;
   if (gemm.initialize(arguments, workspace, stream) != cutlass::Status::kSuccess) return cudaErrorInvalidConfiguration;
-  if (gemm.run(stream) != cutlass::Status::kSuccess) return cudaErrorLaunchFailure;
+  // Its copying warps wait for the kernel before (CUTLASS_ENABLE_GDC_FOR_SM90), and all others for what these bring.
+  if (gemm.run(stream, nullptr, launches_early()) != cutlass::Status::kSuccess) return cudaErrorLaunchFailure;
   return cudaGetLastError();
 }
 
