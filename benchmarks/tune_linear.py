@@ -23,6 +23,7 @@ from quamba import ops
 TABLE = Path(__file__).resolve().parents[1] / "csrc" / "linear_table.json"
 FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
 RING_ROWS = 256  # that the ring takes
+SHORT_INNER = 256  # that the short kernel takes, for int8 results
 TILES = ("128x256", "128x192", "128x128", "64x64")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MARGIN = 0.01
@@ -68,11 +69,12 @@ def weights() -> list[Weight]:
     return list(found.values())
 
 
-def kernels(rows: int) -> list[str]:
-    """Those that take this many rows of x."""
+def kernels(weight: Weight, rows: int) -> list[str]:
+    """Those that take this many rows of x for a weight."""
     few = [name for name in FEW if rows <= (1 if name == "dot" else 32)]
     ring = ["ring"] if 8 <= rows <= RING_ROWS else []
-    return few + ring + [name for name in TILES if rows >= 16]
+    short = ["short"] if weight.quantized and weight.inner <= SHORT_INNER and rows >= 8 else []
+    return few + ring + short + [name for name in TILES if rows >= 16]
 
 
 def choices(times: dict[int, dict[str, float]], margin: float = MARGIN) -> list[tuple[int, str]]:
@@ -108,7 +110,7 @@ def inputs(weight: Weight, rows: int, pool: torch.Tensor) -> list[tuple]:
 def measure(weight: Weight, rows: int, pool: torch.Tensor) -> dict[str, float]:
     """Microseconds of a call by kernel; "model" is what the model chooses."""
     sets, times = inputs(weight, rows, pool), {}
-    for name in ("model", *kernels(rows)):
+    for name in ("model", *kernels(weight, rows)):
         os.environ["QUAMBA_LINEAR_KERNEL"] = name
         times[name] = round(time_graph(ops.linear, sets, replays=4)[0], 2)
     del os.environ["QUAMBA_LINEAR_KERNEL"]

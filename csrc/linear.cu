@@ -1,6 +1,7 @@
 // quamba::linear on CUDA: checks, and the choice between the kernels.
 #include "linear_matrix.h"
 #include "linear_ring.h"
+#include "linear_short.h"
 #include "op.h"
 #include "quamba/linear_rows.cuh"
 
@@ -42,6 +43,7 @@ bool in_vectors(const LinearParams& p) {
 void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& device, cudaStream_t stream) {
 #ifdef QUAMBA_SM90
   if (kernel == LinearKernel::kRing) return check_launch("linear", linear_ring(p, device.processors, stream));
+  if (kernel == LinearKernel::kShort) return check_launch("linear", linear_short(p, device.processors, stream));
 #endif
   if (kernel == LinearKernel::kDot) {
     if (p.columns >= 4096) return launch_dot<1, 2, true>(p, device, stream);

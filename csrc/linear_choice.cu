@@ -65,13 +65,20 @@ constexpr struct {
   LinearKernel kernel;
 } kNames[] = {{"dot", LinearKernel::kDot},         {"rows4", LinearKernel::kRows4},
               {"rows8", LinearKernel::kRows8},     {"rows16", LinearKernel::kRows16},
-              {"ring", LinearKernel::kRing},       {"128x256", LinearKernel::k128x256},
-              {"128x192", LinearKernel::k128x192}, {"128x128", LinearKernel::k128x128},
-              {"64x64", LinearKernel::k64x64}};
+              {"ring", LinearKernel::kRing},       {"short", LinearKernel::kShort},
+              {"128x256", LinearKernel::k128x256}, {"128x192", LinearKernel::k128x192},
+              {"128x128", LinearKernel::k128x128}, {"64x64", LinearKernel::k64x64}};
 
-// Whether a kernel takes so many rows there.
+bool takes_short(const LinearParams& p) {
+  constexpr int64_t kStride = int64_t{1} << 31;
+  return p.out_type == Type::kInt8 && p.bias.data == nullptr && p.residual.data == nullptr && p.inner > 0 &&
+         p.inner <= kShortInner && p.columns % 8 == 0 && p.x_row < kStride && p.weight_row < kStride;
+}
+
+// Whether a kernel takes that call there.
 bool takes(LinearKernel kernel, const LinearParams& p, const LinearDevice& device, bool vectors) {
   if (kernel == LinearKernel::kRing) return device.hopper && vectors && p.rows <= kRingRows;
+  if (kernel == LinearKernel::kShort) return device.hopper && vectors && takes_short(p);
   return is_tile(kernel) || p.rows <= (kernel == LinearKernel::kDot ? 1 : kFewRows);
 }
 
@@ -98,7 +105,7 @@ LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bo
     for (const auto& known : kNames)
       if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : modelled;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
-                 "; expected dot, rows4, rows8, rows16, ring, 128x256, 128x192, 128x128, 64x64 or model");
+                 "; expected dot, rows4, rows8, rows16, ring, short, 128x256, 128x192, 128x128, 64x64 or model");
     return modelled;
   }
   const TableEntry* const entry = device.hopper ? find(p) : nullptr;

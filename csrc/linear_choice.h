@@ -7,13 +7,13 @@ namespace quamba {
 
 // The first ones read the weight once, for up to kFewRows rows of x: without matrix instructions (one row), or with
 // them and as many warps to 16 rows of the weight. The ring, on Hopper, reads it once for 64 rows, and serves
-// kRingRows. The others are matrix tiles, rows x columns of the result that a block computes at a time; on anything
-// but Hopper one tile stands for all.
-enum class LinearKernel : int8_t { kDot, kRows4, kRows8, kRows16, kRing, k128x256, k128x192, k128x128, k64x64 };
+// kRingRows. The short one, on Hopper, is for int8 results of up to kShortInner of K. The others are matrix tiles,
+// rows x columns of the result that a block computes at a time; on anything but Hopper one tile stands for all.
+enum class LinearKernel : int8_t { kDot, kRows4, kRows8, kRows16, kRing, kShort, k128x256, k128x192, k128x128, k64x64 };
 
 inline bool is_tile(LinearKernel kernel) { return kernel >= LinearKernel::k128x256; }
 
-constexpr int64_t kFewRows = 32, kRingRows = 256;
+constexpr int64_t kFewRows = 32, kRingRows = 256, kShortInner = 256;
 
 struct LinearDevice {
   bool hopper;  // and its matrix kernels are in the library
@@ -24,8 +24,8 @@ LinearDevice linear_device(int index);
 
 // From the table of measured shapes, or by a model of their cost. `vectors`: p.inner is a multiple of 16, and the
 // rows of x and of the weight are aligned to 16 bytes, which all but the tiles, that make copies, rely on. For
-// tuning, QUAMBA_LINEAR_KERNEL forces one by name ("dot", "rows4", "ring", "128x256", ...) where it can take so many
-// rows, and "model" leaves the table out.
+// tuning, QUAMBA_LINEAR_KERNEL forces one by name ("dot", "rows4", "ring", "128x256", ...) where it can take the
+// call, and "model" leaves the table out.
 LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bool vectors);
 
 }  // namespace quamba

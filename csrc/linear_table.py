@@ -12,6 +12,7 @@ KERNELS = {
     "dot": "kDot",
     **{f"rows{name}": f"kRows{name}" for name in ("4", "8", "16")},
     "ring": "kRing",
+    "short": "kShort",
     **{name: f"k{name}" for name in ("128x256", "128x192", "128x128", "64x64")},
 }
 

@@ -44,8 +44,10 @@ def test_the_committed_choices_can_run(shape: dict) -> None:
             assert most == 1
         elif kernel.startswith("rows"):
             assert most <= 32
+        elif kernel == "short":
+            assert shape["inner"] <= 256
     # Matrix kernels fill a tile of 64 rows badly below 16.
-    assert all(kernel.startswith(("dot", "rows")) for most, kernel in shape["choices"] if most < 16)
+    assert not any(kernel[0].isdigit() for most, kernel in shape["choices"] if most < 16)
 
 
 def test_the_weights_of_known_models_are_in_the_table() -> None:

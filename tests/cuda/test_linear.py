@@ -73,6 +73,52 @@ def test_ring_strides(monkeypatch: pytest.MonkeyPatch, view) -> None:
     test_strides(15, view)
 
 
+# Of the kernel for short rows: each length of K that has code of its own; rows of x and columns that fill no block;
+# more rows than the device takes at a time; the models' W_dt.
+SHORT_SHAPES = [
+    *[(m, 256, 160) for m in (1, 15, 16, 17, 31, 33, 250, 4100)],
+    *[(100, n, 160) for n in (8, 24, 248, 264, 1000)],
+    *[(100, 264, k) for k in (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 256)],
+    (2048, 1536, 48),
+    (2048, 5120, 160),
+    (1024, 8192, 256),
+]
+
+
+@pytest.mark.parametrize("shape", SHORT_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column"])
+def test_short(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out: str) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "short")
+    test_shapes(shape, out)
+
+
+@pytest.mark.parametrize("m", [70, 300])
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("view", [None, sliced, strided, lambda x: x.transpose(0, 1)])
+def test_short_views_and_scales(monkeypatch: pytest.MonkeyPatch, m: int, per_token: bool, per_channel: bool, view):
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "short")
+    x = randint8(4, m // 2, 48)
+    x = x if view is None else view(x)
+    x_scale = scales(*x.shape[:-1], 1, mean=1e-3) if per_token else scales(mean=1e-3)
+    weight_scale, weight = scales(272, mean=0.1) if per_channel else scales(mean=0.1), sliced(randint8(272, 48))
+    check(linear, x, x_scale, weight, weight_scale, None, None, scales(272, mean=0.2), torch.int8, flips=1e-4)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e6, 1e30])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_short_extremes(monkeypatch: pytest.MonkeyPatch, size: float, per_token: bool) -> None:
+    """The largest sums there are, far beyond the range of the result on either side, and sums of zero."""
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "short")
+    x = torch.full((90, 256), -128, dtype=torch.int8, device="cuda")
+    x[7] = 0
+    x_scale = torch.full((90, 1) if per_token else (), size, device="cuda")
+    one = torch.tensor(1.0, device="cuda")
+    for value in (-128, 127, 1, -1):
+        weight = torch.full((264, 256), value, dtype=torch.int8, device="cuda")
+        check(linear, x, x_scale, weight, one, None, None, one, torch.int8)
+
+
 @pytest.mark.parametrize("m", [1, 3, 8, 40, 200])
 @pytest.mark.parametrize("out", [torch.int8, *FLOATS])
 @pytest.mark.parametrize("bias", [None, *FLOATS])

@@ -9,6 +9,7 @@
 
 #include "quamba/copy.cuh"
 #include "quamba/four.cuh"
+#include "quamba/fragments.cuh"
 #include "quamba/launch.cuh"
 #include "quamba/linear_rows.cuh"
 
@@ -31,16 +32,6 @@ struct Ring {
   static constexpr int kShared =
       kStages * kStageBytes > 4 * kRingQuarters * kSums ? kStages * kStageBytes : 4 * kRingQuarters * kSums;
 };
-
-// Four matrices of 8 rows of 16 bytes: lane i names row i % 8 of matrix i / 8, and gets four bytes of row i / 4 of
-// each.
-__device__ __forceinline__ void load_matrices(int (&r)[4], const char* from) {
-  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(from));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
 
 // All threads of the cluster, and what they have written.
 __device__ __forceinline__ void cluster_meet() {

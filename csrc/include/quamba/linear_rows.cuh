@@ -6,18 +6,11 @@
 // the fewer rows the weight has, the more.
 #pragma once
 
+#include "quamba/fragments.cuh"
 #include "quamba/launch.cuh"
 #include "quamba/linear_dot.cuh"
 
 namespace quamba {
-
-// Volatile, as the loads are, for the same reason.
-__device__ __forceinline__ void mma(int (&d)[4], int a0, int a1, int a2, int a3, int b0, int b1) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-      "{%0, %1, %2, %3};"
-      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 constexpr int kTileRows = 16;  // of the weight, a block
 
