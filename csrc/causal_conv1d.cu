@@ -1,7 +1,11 @@
 // quamba::causal_conv1d and quamba::causal_conv1d_step on CUDA.
-#include "quamba/causal_conv1d_step.cuh"
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
 
 #include "op.h"
+#include "quamba/causal_conv1d_dot.cuh"
+#include "quamba/causal_conv1d_step.cuh"
 
 namespace quamba {
 namespace {
@@ -17,8 +21,31 @@ bool in_quads(const ConvParams& p) {
          four(p.weight_scale.data, Type::kFloat) && four(p.out_scale.data, Type::kFloat);
 }
 
+// Whether causal_conv1d_dot_kernel takes it, given that x can be read in words. For measurements, QUAMBA_CONV_DOT=0
+// leaves it to the kernel for all types.
+bool in_words(const ConvParams& p) {
+  static const char* const wanted = std::getenv("QUAMBA_CONV_DOT");
+  if (wanted != nullptr && std::strcmp(wanted, "0") == 0) return false;
+  return p.quads && p.weight.type == Type::kInt8 && aligned(p.weight.data, 16) && p.length <= INT32_MAX;
+}
+
+// Rounds a thread: so few that all blocks run at a time.
+template <typename Out>
+void launch_dot(const ConvParams& p, int processors, cudaStream_t stream) {
+  const int64_t groups = p.channels / kConvChannels, all = (p.length + kConvDotSteps - 1) / kConvDotSteps;
+  const int64_t at_a_time = int64_t{kConvDotBlocks} * kConvDotThreads * processors;
+  const int64_t rounds = std::clamp<int64_t>((p.batch * groups * all + at_a_time - 1) / at_a_time, 1, 16);
+  const dim3 grid(static_cast<unsigned>((groups + kConvDotThreads - 1) / kConvDotThreads),
+                  static_cast<unsigned>((all + rounds - 1) / rounds), static_cast<unsigned>(p.batch));
+  with_bool(p.mask != nullptr, [&](auto masked) {
+    check_launch("causal_conv1d", quamba::launch(causal_conv1d_dot_kernel<Out, masked.value>,
+                                                 Launch{grid, kConvDotThreads, 0, stream}, p,
+                                                 static_cast<int>(rounds)));
+  });
+}
+
 template <typename T, typename Out>
-void launch(const ConvParams& p, bool vector, cudaStream_t stream) {
+void launch(const ConvParams& p, bool vector, int processors, cudaStream_t stream) {
   if constexpr (sizeof(T) == 1) {
     if (p.length == 1 && in_quads(p)) {
       const int64_t per_block = kConvStepThreads * kConvChannels;
@@ -28,12 +55,16 @@ void launch(const ConvParams& p, bool vector, cudaStream_t stream) {
                           quamba::launch(causal_conv1d_step_kernel<Out>, Launch{grid, kConvStepThreads, 0, stream}, p));
     }
   }
+  if constexpr (sizeof(T) == 1) {
+    if (vector && in_words(p)) return launch_dot<Out>(p, processors, stream);
+  }
   const int64_t groups = (p.channels + kConvChannels - 1) / kConvChannels;
   const auto run = [&](auto width, auto aligned) {
     constexpr int kSteps = conv_steps<T, width.value, aligned.value>();
     const dim3 grid(static_cast<unsigned>((groups + kThreads - 1) / kThreads),
                     static_cast<unsigned>((p.length + kSteps - 1) / kSteps), static_cast<unsigned>(p.batch));
-    causal_conv1d_kernel<T, Out, width.value, aligned.value><<<grid, kThreads, 0, stream>>>(p);
+    check_launch("causal_conv1d", quamba::launch(causal_conv1d_kernel<T, Out, width.value, aligned.value>,
+                                                 Launch{grid, kThreads, 0, stream}, p));
   };
   if (p.width > 4) return run(std::integral_constant<int, 8>{}, std::false_type{});
   with_bool(vector, [&](auto aligned) { run(std::integral_constant<int, 4>{}, aligned); });
@@ -79,6 +110,8 @@ Tensor run(const Tensor& x, int64_t length, int64_t time_stride, const OptionalT
     p.state = conv_state->data_ptr();
     p.state_batch = conv_state->stride(0), p.state_channel = conv_state->stride(1);
     p.state_time = conv_state->stride(2);
+    p.state_words = type == Type::kInt8 && p.width == 4 && p.state_time == 1 && p.state_channel % 4 == 0 &&
+                    p.state_batch % 4 == 0 && aligned(p.state, 4);
   }
   Tensor out = empty(x, sizes_of(x), out_dtype);
   if (out.numel() == 0) return out;
@@ -87,19 +120,20 @@ Tensor run(const Tensor& x, int64_t length, int64_t time_stride, const OptionalT
   const bool vector = p.x_channel == 1 && channels % kConvChannels == 0 && aligned(p.x, piece) &&
                       p.x_time % kConvChannels == 0 && p.x_batch % kConvChannels == 0;
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const int processors = multiprocessors(x);
+  const cudaStream_t stream = stream_of(x);
   with_type(type, [&](auto element) {
     using T = decltype(element);
     // A float input gives int8 or itself; an int8 input gives any type.
-    if (out_type == Type::kInt8) return launch<T, int8_t>(p, vector, stream_of(x));
+    if (out_type == Type::kInt8) return launch<T, int8_t>(p, vector, processors, stream);
     if constexpr (sizeof(T) == 1) {
-      with_float_type(out_type, "out_dtype", [&](auto o) { launch<T, decltype(o)>(p, vector, stream_of(x)); });
+      with_float_type(out_type, "out_dtype", [&](auto o) { launch<T, decltype(o)>(p, vector, processors, stream); });
     } else if (out_type == type) {
-      launch<T, T>(p, vector, stream_of(x));
+      launch<T, T>(p, vector, processors, stream);
     } else {
-      launch<T, float>(p, vector, stream_of(x));
+      launch<T, float>(p, vector, processors, stream);
     }
   });
-  check_launch("causal_conv1d");
   return out;
 }
 

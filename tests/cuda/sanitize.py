@@ -64,6 +64,10 @@ def conv() -> None:
             args = (scales(), randn(channels, width), None, randn(channels), scales(channels), torch.int8)
             ops.causal_conv1d(sliced(x), *args, mask, state)
             ops.causal_conv1d_step(x[:, 0].contiguous(), *args, state)
+    for batch, length, channels in ((2, 3, 8), (1, 2048, 516), (3, 601, 5120)):
+        args = (scales(), randint8(channels, 4), scales(channels), randn(channels), scales(channels), torch.int8)
+        for mask in (None, torch.rand(batch, length, device="cuda") < 0.5):
+            ops.causal_conv1d(sliced(randint8(batch, length, channels)), *args, mask, randint8(batch, channels, 4))
 
 
 def scan() -> None:

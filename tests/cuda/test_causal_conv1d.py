@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from quamba.ops import causal_conv1d, causal_conv1d_step
-from tests.cuda.compare import FLOATS, check, randint8, randn, scales, sliced, strided
+from tests.cuda.compare import FLOATS, assert_close, check, randint8, randn, scales, sliced, strided
 
 
 def arguments(dtype, batch=2, length=37, channels=72, width=4, weight=torch.int8, per_channel=True):
@@ -47,6 +47,41 @@ def test_shapes(length, channels, dtype) -> None:
     mask = torch.rand(3, length, device="cuda") < 0.7
     check(causal_conv1d, *args, scales(channels), torch.int8, mask, state_for(args[0], 4), flips=1e-3)
     check(causal_conv1d, *args, None, torch.float32, mask.long(), None, error=8.0)
+
+
+@pytest.mark.parametrize(("batch", "length", "channels"), [(1, 2048, 5120), (3, 1001, 4100), (2, 8003, 1536)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_long(batch, length, channels, masked) -> None:
+    """More steps than all threads take at a time."""
+    args = arguments(torch.int8, batch=batch, length=length, channels=channels)
+    mask = torch.rand(batch, length, device="cuda") < 0.7 if masked else None
+    state = state_for(args[0], 4)
+    check(causal_conv1d, *args, scales(channels), torch.int8, mask, state, flips=1e-3)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 9, 37])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("masked", [False, True])
+def test_states_of_other_strides(length, out, masked) -> None:
+    args = arguments(torch.int8, batch=3, length=length, channels=132)
+    mask = torch.rand(3, length, device="cuda") < 0.7 if masked else None
+    actual_state = randint8(3, 4, 132).transpose(1, 2)
+    expected_state = actual_state.clone()
+    args += [scales(132) if out == torch.int8 else None, out, mask]
+    actual, expected = causal_conv1d(*args, actual_state), causal_conv1d.reference(*args, expected_state)
+    assert_close(actual, expected, flips=1e-3, error=8.0)
+    assert torch.equal(actual_state, expected_state)
+
+
+@pytest.mark.parametrize("value", [-128, 127])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e3])
+def test_extremes(value, scale) -> None:
+    """The largest sums there are, far out on either side of SiLU, and results beyond their range."""
+    x = torch.full((1, 40, 64), -128, dtype=torch.int8, device="cuda")
+    taps = torch.full((64, 4), value, dtype=torch.int8, device="cuda")
+    args = (torch.tensor(scale, device="cuda"), taps, torch.tensor(1.0, device="cuda"), randn(64))
+    check(causal_conv1d, x, *args, torch.tensor(0.05, device="cuda"), torch.int8, None, None, flips=1e-3)
+    check(causal_conv1d, x, *args, None, torch.float32, None, None, error=8.0)
 
 
 def test_no_bias() -> None:

@@ -2,6 +2,7 @@
 // of the sequence, for a few neighbouring channels.
 #pragma once
 
+#include "quamba/launch.cuh"
 #include "quamba/types.cuh"
 
 namespace quamba {
@@ -29,6 +30,7 @@ struct ConvParams {
   int64_t mask_batch, mask_time;
   void* state;  // (B, D, K) of x's type
   int64_t state_batch, state_channel, state_time;
+  bool state_words;  // int8, four a channel, neighbours at an aligned address
   void* out;  // (B, L, D), contiguous
 };
 
@@ -69,6 +71,35 @@ __device__ __forceinline__ T state_at(const ConvParams& p, int64_t b, int64_t c,
   return static_cast<const T*>(p.state)[b * p.state_batch + c * p.state_channel + (p.width + t) * p.state_time];
 }
 
+// The state of up to four channels from c0 on after all steps. x: their first inputs; kept(t): whether step t counts.
+// All loads come before the first store, which would make each wait for the one before.
+template <typename T, int kWidth, typename Kept>
+__device__ __forceinline__ void update_state(const ConvParams& p, int64_t b, int64_t c0, int valid, const T* x,
+                                             Kept&& kept) {
+  T value[kWidth][kConvChannels];
+  const int shift = kWidth - p.width;
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k) {
+    const int64_t t = p.length - kWidth + k;
+#pragma unroll
+    for (int i = 0; i < kConvChannels; ++i) {
+      value[k][i] = T(0.0f);
+      if (k < shift || i >= valid) continue;
+      if (t < 0) {
+        value[k][i] = state_at<T>(p, b, c0 + i, t);
+      } else if (kept(t)) {
+        value[k][i] = x[t * p.x_time + i * p.x_channel];
+      }
+    }
+  }
+  T* const state = static_cast<T*>(p.state) + b * p.state_batch + c0 * p.state_channel;
+#pragma unroll
+  for (int k = 0; k < kWidth; ++k)
+#pragma unroll
+    for (int i = 0; i < kConvChannels; ++i)
+      if (k >= shift && i < valid) state[i * p.state_channel + (k - shift) * p.state_time] = value[k][i];
+}
+
 // One time step of a thread's channels, as it is in memory.
 template <typename T>
 struct alignas(kConvChannels * sizeof(T)) ConvStep {
@@ -92,7 +123,9 @@ __global__ void __launch_bounds__(128, sizeof(T) == 1 ? 4 : 1) causal_conv1d_ker
   constexpr int kSteps = conv_steps<T, kWidth, kVector>(), kHistory = kWidth - 1;
   static_assert(kSteps >= kHistory, "only the first piece may reach back into the state, which it overwrites");
   const int64_t c0 = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kConvChannels;
+  let_next_start();
   if (c0 >= p.channels) return;
+  wait_for_previous();
   const int64_t b = blockIdx.z, begin = static_cast<int64_t>(blockIdx.y) * kSteps;
   const int valid = static_cast<int>(p.channels - c0 < kConvChannels ? p.channels - c0 : kConvChannels);
   const T* x = static_cast<const T*>(p.x) + b * p.x_batch + c0 * p.x_channel;
@@ -165,21 +198,7 @@ __global__ void __launch_bounds__(128, sizeof(T) == 1 ? 4 : 1) causal_conv1d_ker
   }
 
   // Only the first piece reads the state, so it may overwrite it without asking the others.
-  if (p.state && begin == 0) {
-    T* state = static_cast<T*>(p.state) + b * p.state_batch + c0 * p.state_channel;
-    for (int k = 0; k < p.width; ++k) {
-      const int64_t t = p.length - p.width + k;
-      for (int i = 0; i < valid; ++i) {
-        T value = T(0.0f);
-        if (t < 0) {
-          value = state_at<T>(p, b, c0 + i, t);
-        } else if (kept(t)) {
-          value = x[t * p.x_time + i * p.x_channel];
-        }
-        state[i * p.state_channel + k * p.state_time] = value;
-      }
-    }
-  }
+  if (p.state && begin == 0) update_state<T, kWidth>(p, b, c0, valid, x, kept);
 
   float window[kWidth][kConvChannels];
 #pragma unroll
