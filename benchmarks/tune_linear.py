@@ -22,7 +22,7 @@ from quamba import ops
 
 TABLE = Path(__file__).resolve().parents[1] / "csrc" / "linear_table.json"
 FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
-RING_ROWS = 256  # that the ring takes
+RING_ROWS = 4096  # that the ring takes
 SHORT_INNER = 256  # that the short kernel takes, for int8 results
 TILES = ("128x256", "128x192", "128x128", "64x64")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

@@ -7,6 +7,9 @@
 
 namespace quamba {
 
+// Tiles of rows of x from which on 96 columns a block are worth a kernel: two of these are W_x of mamba-2.8b.
+constexpr int64_t kManyRowTiles = 5;
+
 struct Cut {
   int tiles, cluster;
 };
@@ -17,7 +20,8 @@ inline Cut cheapest_ring(const LinearParams& p, int tokens, int processors, int 
   const int64_t stages = (p.inner + kRingStage - 1) / kRingStage, row_tiles = (p.rows + tokens - 1) / tokens;
   Cut best{};
   int64_t best_cost = 0;
-  for (const int tiles : {5, 2, 8}) {
+  for (const int tiles : {5, 2, 8, 6}) {
+    if (tiles == 6 && row_tiles < kManyRowTiles) continue;
     for (const int cluster : {1, 2, 4, 8}) {
       if (cluster > stages || cluster > most_clusters) continue;
       const int64_t blocks = (p.columns + 16 * tiles - 1) / (16 * tiles) * cluster * row_tiles;
@@ -47,6 +51,9 @@ cudaError_t start_ring(const LinearParams& p, int processors, int most_clusters,
   const Cut cut = cheapest_ring(p, TOKENS, processors, most_clusters);
   if (cut.tiles == 2) return start_ring<2, TOKENS>(p, cut.cluster, tail, stream);
   if (cut.tiles == 5) return start_ring<5, TOKENS>(p, cut.cluster, tail, stream);
+  if constexpr (TOKENS == 64) {
+    if (cut.tiles == 6) return start_ring<6, TOKENS>(p, cut.cluster, tail, stream);
+  }
   return start_ring<8, TOKENS>(p, cut.cluster, tail, stream);
 }
 

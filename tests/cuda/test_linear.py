@@ -37,7 +37,8 @@ def test_shapes(shape: tuple[int, int, int], out) -> None:
     check(linear, *args, None, None, out_scale, dtype, flips=1e-4)
 
 
-# Each cut of the ring kernel: 16, 32 and 64 rows of x a block; 32, 80 and 128 columns; clusters of 1, 4 and 8 blocks.
+# Each cut of the ring kernel: 16, 32 and 64 rows of x a block; 32, 80, 128 and, for many rows, 96 columns; clusters of
+# 1, 2, 4 and 8 blocks.
 RING_SHAPES = [
     *[(m, 256, 512) for m in (1, 15, 16, 17, 32, 33, 64, 65, 250)],
     *[(64, n, 512) for n in (1, 15, 79, 192, 2570)],
@@ -48,6 +49,10 @@ RING_SHAPES = [
     (64, 10240, 2560),
     (12, 10240, 2560),
     (20, 50280, 256),
+    (400, 192, 1040),
+    (700, 90, 1536),
+    (1000, 97, 160),
+    (2048, 192, 5120),
 ]
 
 
