@@ -8,6 +8,12 @@
 namespace quamba {
 namespace {
 
+// Whether rms_norm_quant_rows_kernel takes it, and there are rows enough that its fewer threads fill the device.
+bool of_many_rows(const Rows& rows, const AnyVector& weight, int size, int processors) {
+  return rows.rows >= 4 * processors && rows.columns <= kNormPieces * kNormThreads * kChunk &&
+         vectorizable(rows, kChunk, size) && aligned(rows.data, 16) && aligned(weight.data, 16);
+}
+
 Tensor rms_norm_quant(const Tensor& x, const OptionalTensor& weight, const Tensor& scale, double eps) {
   const Rows rows = rows_of(x, "x");
   const AnyVector weights = vector_of(weight, rows.columns, x, "weight");
@@ -18,6 +24,15 @@ Tensor rms_norm_quant(const Tensor& x, const OptionalTensor& weight, const Tenso
   const int threads = static_cast<int>(std::clamp<int64_t>((rows.columns / kChunk + 31) / 32 * 32, 32, 512));
   with_float_type(type_of(x, "x"), "x", [&](auto element) {
     using T = decltype(element);
+    if (of_many_rows(rows, weights, sizeof(T), multiprocessors(x))) {
+      const int64_t pieces = (rows.columns / kChunk + kNormPieces - 1) / kNormPieces;
+      const int few = static_cast<int>((pieces + 31) / 32 * 32);
+      const Launch how{static_cast<unsigned>(rows.rows), few, 0, stream_of(x)};
+      return check_launch("rms_norm_quant",
+                          launch(rms_norm_quant_rows_kernel<T>, how, static_cast<const T*>(rows.data), rows.row_stride,
+                                 static_cast<int>(rows.columns), 1.0f / static_cast<float>(rows.columns), weights,
+                                 scales, static_cast<float>(eps), static_cast<int8_t*>(out.data_ptr())));
+    }
     with_bool(vectorizable(rows, kChunk, sizeof(T)), [&](auto vector) {
       const Launch how{static_cast<unsigned>(rows.rows), threads, 0, stream_of(x)};
       check_launch("rms_norm_quant",
