@@ -25,14 +25,15 @@ Tensor embedding(const Tensor& ids, const Tensor& weight, const Tensor& weight_s
   with_float_type(type_of(out_dtype, "out_dtype"), "out_dtype", [&](auto element) {
     using T = decltype(element);
     const auto launch = [&](const auto* id) {
-      embedding_kernel<<<tokens, 256, 0, stream_of(weight)>>>(id, static_cast<const int8_t*>(weight.data_ptr()),
-                                                              weight.stride(0), weight.size(0), weight.size(1), scale,
-                                                              column, static_cast<T*>(out.data_ptr()));
+      using Id = std::decay_t<decltype(*id)>;
+      check_launch("embedding", quamba::launch(embedding_kernel<T, Id>, Launch{tokens, 256, 0, stream_of(weight)}, id,
+                                               static_cast<const int8_t*>(weight.data_ptr()), weight.stride(0),
+                                               weight.size(0), weight.size(1), scale, column,
+                                               static_cast<T*>(out.data_ptr())));
     };
     if (wide) return launch(static_cast<const int64_t*>(flat.data_ptr()));
     launch(static_cast<const int32_t*>(flat.data_ptr()));
   });
-  check_launch("embedding");
   return out;
 }
 

@@ -63,6 +63,51 @@ def test_chain(monkeypatch: pytest.MonkeyPatch, batch: int, kernel: str | None) 
                 assert torch.equal(actual, value)
 
 
+def prefill(length: int, after) -> list[Tensor]:
+    """Some blocks over two sequences from a fixed start; `after` is called behind every op."""
+    torch.manual_seed(5)
+    weights = {name: randint8(*shape) for name, shape in (("in", (2 * D, E)), ("x", (R + 2 * N, D)), ("out", (E, D)))}
+    dt_weight, taps, table = randint8(D, R), randint8(D, 4), randint8(50, E)
+    conv, ssm = randint8(2, D, 4), randn(2, D, N)
+    norm, bias, skip, A = randn(E), randn(D) - 4, randn(D), -torch.rand(D, N, device="cuda") * 4
+    ids = torch.randint(0, 50, (2, length), device="cuda")
+    in_scale, x_scale, out_scale = scales(2 * D, mean=2.0), scales(R + 2 * N, mean=4.0), scales(D, mean=0.3)
+    one, small, dt_scale = scales(), scales(mean=1e-4), scales(mean=5e-4)
+    torch.cuda.synchronize()
+
+    def did(value: Tensor) -> Tensor:
+        after()
+        return value
+
+    hidden = did(ops.embedding(ids, table, scales(50), None, torch.float32))
+    for _ in range(4):
+        u = did(ops.rms_norm_quant(hidden, norm, one, 1e-5))
+        xz = did(ops.linear(u, one, weights["in"], one, None, None, in_scale, torch.int8))
+        x0, z = xz.split(D, dim=-1)
+        x = did(ops.causal_conv1d(x0, in_scale[:D], taps, one, bias, out_scale, torch.int8, None, conv))
+        dbc = did(ops.linear(x, one, weights["x"], one, None, None, x_scale, torch.int8))
+        d, B, C = dbc.split([R, N, N], dim=-1)
+        dt = did(ops.linear(d, one, dt_weight, small, None, None, dt_scale, torch.int8))
+        scan = (bias, A, B, one, C, one, skip, z, one, None, torch.float16, ssm)
+        g = did(ops.selective_scan(x, one, dt, dt_scale, *scan))
+        q = did(ops.hadamard_quant(g, one))
+        hidden = did(ops.linear(q, one, weights["out"], small, None, hidden, None, torch.float32))
+    torch.cuda.synchronize()
+    return [hidden, conv, ssm]
+
+
+@pytest.mark.parametrize("length", [40, 300, 1030])
+@pytest.mark.parametrize("kernel", [None, "short", "ring", "128x256", "128x192", "128x128", "64x64"])
+def test_prefill(monkeypatch: pytest.MonkeyPatch, length: int, kernel: str | None) -> None:
+    if kernel is not None:
+        monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    expected = prefill(length, torch.cuda.synchronize)
+    assert all(value.float().isfinite().all() for value in expected)
+    for _ in range(20):
+        for actual, value in zip(prefill(length, lambda: None), expected, strict=True):
+            assert torch.equal(actual, value)
+
+
 def test_graph_of_a_chain() -> None:
     """In a graph the launches follow each other faster than from the host."""
     torch.manual_seed(4)
