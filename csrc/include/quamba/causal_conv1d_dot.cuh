@@ -8,6 +8,7 @@
 
 #include "quamba/causal_conv1d.cuh"
 #include "quamba/launch.cuh"
+#include "quamba/round.cuh"
 
 namespace quamba {
 
@@ -96,11 +97,6 @@ struct ConvDotState {
     }
   }
 };
-
-// clamp(round_half_even(v * factor), -128, 127) in the low byte, with one rounding.
-__device__ __forceinline__ uint32_t round_product(float v, float factor) {
-  return __float_as_uint(fminf(fmaxf(fmaf(v, factor, 12582912.0f), 12582784.0f), 12583039.0f));
-}
 
 // What p.quads says holds, the taps are int8 and aligned to 16 bytes, and x can be read in words.
 // blockIdx.y: `rounds` rounds of steps.

@@ -10,6 +10,7 @@
 
 #include "hadamard_bases.h"
 #include "quamba/launch.cuh"
+#include "quamba/round.cuh"
 #include "quamba/types.cuh"
 
 namespace quamba {
@@ -182,8 +183,9 @@ __device__ __forceinline__ void middle_pass(float* shared, int order, int log_st
   __syncthreads();
 }
 
-__device__ __forceinline__ uint32_t rounded(float v, const HadamardParams& p, float scale) {
-  return round_to_byte(divide(v * p.factor, scale, reciprocal_approx(scale)));
+// What a sum is multiplied by. The sums' own roundings are larger than those of this product.
+__device__ __forceinline__ float multiplier(const HadamardParams& p, float scale) {
+  return p.factor * reciprocal_approx(scale);
 }
 
 // The stages at strides 1 to 2^(LOG_RADIX - 1), and the result. `column` is the block's first column in the row.
@@ -191,6 +193,8 @@ template <int LOG_RADIX, typename Out>
 __device__ __forceinline__ void last_pass(const float* shared, int order, const HadamardParams& p, int column,
                                           Out* out) {
   constexpr int kRadix = 1 << LOG_RADIX;
+  const bool single = p.scale.stride == 0;
+  const float one = sizeof(Out) == 1 && single ? multiplier(p, p.scale.data[0]) : 0.0f;
   for (int u = threadIdx.x; u < order >> LOG_RADIX; u += blockDim.x) {
     const int first = u << LOG_RADIX;
     float v[kRadix];
@@ -200,18 +204,21 @@ __device__ __forceinline__ void last_pass(const float* shared, int order, const 
     if constexpr (sizeof(Out) == 1) {
       uint32_t bytes[kRadix];
       const float* scales = p.scale.data + (column + first) * p.scale.stride;
-      if (kRadix == 16 && p.scale.stride == 1 && p.vector_out && p.vector_scale) {
+      if (single) {
+#pragma unroll
+        for (int i = 0; i < kRadix; ++i) bytes[i] = round_product(v[i], one);
+      } else if (kRadix == 16 && p.vector_out && p.vector_scale) {
 #pragma unroll
         for (int i = 0; i < kRadix; i += 4) {
           const float4 s = *reinterpret_cast<const float4*>(scales + i);
-          bytes[i] = rounded(v[i], p, s.x);
-          bytes[i + 1] = rounded(v[i + 1], p, s.y);
-          bytes[i + 2] = rounded(v[i + 2], p, s.z);
-          bytes[i + 3] = rounded(v[i + 3], p, s.w);
+          bytes[i] = round_product(v[i], multiplier(p, s.x));
+          bytes[i + 1] = round_product(v[i + 1], multiplier(p, s.y));
+          bytes[i + 2] = round_product(v[i + 2], multiplier(p, s.z));
+          bytes[i + 3] = round_product(v[i + 3], multiplier(p, s.w));
         }
       } else {
 #pragma unroll
-        for (int i = 0; i < kRadix; ++i) bytes[i] = rounded(v[i], p, scales[i * p.scale.stride]);
+        for (int i = 0; i < kRadix; ++i) bytes[i] = round_product(v[i], multiplier(p, scales[i]));
       }
       if constexpr (kRadix == 16) {
         if (p.vector_out) {
@@ -259,6 +266,8 @@ template <int LOG_RADIX, typename Out>
 __device__ __forceinline__ void wide_pass(const float* shared, int order, int log_stride, const HadamardParams& p,
                                           int column, Out* out) {
   constexpr int kRadix = 1 << LOG_RADIX;
+  const bool single = p.scale.stride == 0;
+  const float one = sizeof(Out) == 1 && single ? multiplier(p, p.scale.data[0]) : 0.0f;
   for (int u = threadIdx.x; u < order >> LOG_RADIX; u += blockDim.x) {
     const int low = u & ((1 << log_stride) - 1), first = ((u >> log_stride) << (log_stride + LOG_RADIX)) + low;
     float v[kRadix];
@@ -269,7 +278,8 @@ __device__ __forceinline__ void wide_pass(const float* shared, int order, int lo
     for (int i = 0; i < kRadix; ++i) {
       const int at = first + (i << log_stride);
       if constexpr (sizeof(Out) == 1) {
-        out[at] = static_cast<int8_t>(rounded(v[i], p, p.scale[column + at]) & 0xff);
+        const float factor = single ? one : multiplier(p, p.scale.data[column + at]);
+        out[at] = static_cast<int8_t>(round_product(v[i], factor) & 0xff);
       } else {
         out[at] = from_float<Out>(v[i] * p.factor);
       }
