@@ -100,16 +100,17 @@ LinearDevice linear_device(int index) {
 
 LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bool vectors) {
   const LinearKernel modelled = model(p, device);
+  const TableEntry* const entry = device.hopper ? find(p) : nullptr;
+  const LinearKernel chosen = entry && takes(entry->kernel, p, device, vectors) ? entry->kernel : modelled;
   // Read at every call, so that one process can time them all.
   if (const char* const name = std::getenv("QUAMBA_LINEAR_KERNEL")) {
     for (const auto& known : kNames)
-      if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : modelled;
+      if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : chosen;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
                  "; expected dot, rows4, rows8, rows16, ring, short, 128x256, 128x192, 128x128, 64x64 or model");
     return modelled;
   }
-  const TableEntry* const entry = device.hopper ? find(p) : nullptr;
-  return entry && takes(entry->kernel, p, device, vectors) ? entry->kernel : modelled;
+  return chosen;
 }
 
 }  // namespace quamba
