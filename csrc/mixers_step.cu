@@ -191,7 +191,7 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
             const Tensor& like, cudaStream_t stream) {
   StackPlan* const p = &params->plan;
   p->blocks = static_cast<int>(end - first);
-  p->cluster = plan_cluster(*p, environment("QUAMBA_STEP_CLUSTER", 1));
+  p->cluster = plan_cluster(*p, environment("QUAMBA_STEP_CLUSTER", p->f.inner >= kStackSharedWidth ? 4 : 1));
   for (size_t i = first; i < end; ++i) {
     StackBlock& b = params->block[i - first] = blocks[i].block;
     b.conv_state += token * p->f.conv_batch;
@@ -257,6 +257,7 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
     common_alignment(blocks, first, end, aligned_to);
     plan_stack(&p, aligned_to, static_cast<int>(std::min<int64_t>(batch, kStackTokens)), processors, shared);
     p.flight = plan_flight(p.s, environment("QUAMBA_STEP_FLIGHT", 49152));
+    p.pace = static_cast<unsigned>(environment("QUAMBA_STEP_PACE", p.s.slot_bytes / kStackBytesACycle));
     // A later launch reads the whole row of what an earlier one wrote, so that it cannot write to the same place.
     Tensor result = end < count ? empty(hidden, {batch, model}, out_dtype) : out;
     const int64_t most = p.tokens;

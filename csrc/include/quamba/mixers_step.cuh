@@ -11,6 +11,8 @@ constexpr int kStackTokens = 8;         // sequences a launch
 constexpr int kStackDistributed = 3;    // from so many on, a token's norm and transform are one thread block's work
 constexpr int kStackSlots = 24;         // of the ring, at most
 constexpr int kStackWidth = 8192;       // of the model, at most
+constexpr int kStackSharedWidth = 4096;  // of D: from it on sharing the transform of g costs less than it saves
+constexpr int kStackBytesACycle = 10;    // of weights that a multiprocessor asks for: what it needs, and no bursts
 constexpr int kStackHadamards[] = {1, 12, 20};  // orders of the base matrix that the kernel has
 
 // What is copied to shared memory for each block. First what has one number a channel of D: these lie together, channel
@@ -30,7 +32,9 @@ enum StackField {
 
 // Words from one channel's numbers to the next one's, and so for sums and rows: the first two are odd, for the banks.
 constexpr int kChannelWords = 15, kSumWords = 3, kRowWords = 2;
-constexpr int kStackOnes = 16;  // bytes at the beginning of a buffer: the fields that are one number
+constexpr int kStackOnes = 16;  // bytes: the fields that are one number
+
+__host__ __device__ constexpr bool in_head(int field) { return field >= kOutScale && field <= kGScale; }
 
 struct StackBlock {
   const void* field[kStackFields];  // null where there is none
@@ -45,7 +49,7 @@ struct StackBlock {
 
 // How a field is copied, in pieces, the same for all blocks of a launch.
 struct StackCopy {
-  int to, step;          // offset in the buffer, and from piece to piece
+  int to, step;          // offset in head or body, and from piece to piece
   int width, from_step;  // of a piece: 16, 8 or 4 bytes; from piece to piece of the field
   int count;             // pieces, at most
   int stride, total;     // bytes from one thread block's to the next one's, and of the field; 0: all is everybody's
@@ -62,13 +66,15 @@ struct StackFormat {
   bool has_in_bias, has_conv_bias, has_out_bias;  // only so that blocks with and without one have different formats
 };
 
-// Offsets in a thread block's shared memory, in bytes. A "buffer" is what the staging warps prepare for one block of
-// the stack; there are two.
+// Offsets in a thread block's shared memory, in bytes. What the staging warps prepare for one block of the stack: the
+// head, what is needed from its norm to its end, of which there are two, and the body, what only its middle needs, from
+// the convolution to the gate.
 struct StackShared {
-  int act, acc, kept, raw, scratch, norm_weight, buffer[2], total;
+  int act, acc, kept, raw, scratch, norm_weight, head[2], body, total;
   int slots, slot_bytes, slot_columns;  // the ring of weight tiles, at offset 0
-  // within a buffer:
-  int block, sum_numbers, row_numbers, A, taps, dt_weight;
+  int block, row_numbers;               // within the head, behind the fields that are one number
+  // within the body, behind the channels' numbers:
+  int sum_numbers, A, taps, dt_weight;
   int x_weight, x_weight_pitch, x_weight_width;  // the pitch in words; bytes a copy
   StackCopy copy[kStagedFields];
 };
@@ -90,6 +96,7 @@ struct StackPlan {
   int blocks, tokens, grid;
   int channels, rows;  // of D, of E, a thread block
   int flight;          // slots of the ring that are under way at a time, at most
+  unsigned pace;       // cycles from one slot's request to the next one's, at least
   int cluster;         // thread blocks that share a transform of g: 1, 2 or 4
   // The transform of g: order = power * base.
   int power, log_power, base;  // base 0: none

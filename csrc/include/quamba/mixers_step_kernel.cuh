@@ -153,15 +153,17 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
   for (int half = 0; half < 2 * p.blocks; ++half) {
     const int l = half / 2, columns = half & 1 ? f.inner : f.model;
     const bool second = half & 1;
-    const StackNumbers numbers(p, shared + p.s.buffer[l & 1]);
+    const StackNumbers numbers(p, shared + p.s.head[l & 1], shared + p.s.body);
     if (!second) {
       barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
       first_state = first_window(p, share, numbers);
     } else {
+      barrier_wait(&barriers.body_staged, l & 1);
       convolve(p, share, numbers, first_state, acc, scratch);
       team_sync();
       add_products(p, l, share, numbers, scratch);
       scan<BASE>(p, l, share, numbers, scratch);
+      barrier_arrive(&barriers.body_spent);
       team_sync();
     }
     if (!second || BASE > 0) {
@@ -215,9 +217,9 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
   for (int i = threadIdx.x; i < static_cast<int>(sizeof(StackPlan) / 4); i += kStackThreads)
     reinterpret_cast<int*>(&p)[i] = reinterpret_cast<const int*>(&params.plan)[i];
   // Numbers that are never copied, of biases that are missing, are zero.
-  const int buffers = params.plan.s.buffer[0];
+  const int staged = params.plan.s.head[0];
 #pragma unroll 1
-  for (int i = buffers + 4 * threadIdx.x; i < params.plan.s.total; i += 4 * kStackThreads)
+  for (int i = staged + 4 * threadIdx.x; i < params.plan.s.total; i += 4 * kStackThreads)
     *reinterpret_cast<int*>(memory + i) = 0;
   if constexpr (BASE > 1) write_signs<BASE>(signs);
   if (threadIdx.x == 0) {
@@ -231,6 +233,8 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
       barrier_init(&barriers.staged[i], 2 * kStackStagers);
       barrier_init(&barriers.spent[i], kStackWorkers);
     }
+    barrier_init(&barriers.body_staged, kStackStagers);
+    barrier_init(&barriers.body_spent, kStackWorkers);
     if constexpr (CLUSTER) {
       barrier_init(&barriers.turned, params.plan.cluster * kStackWorkers / 32);
       barrier_init(&barriers.rounded, params.plan.cluster * kStackWorkers / 32);

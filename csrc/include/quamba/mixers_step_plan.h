@@ -15,16 +15,20 @@ constexpr int kStackStaticBytes = 4096;  // of shared memory, for the barriers, 
 // The largest width of a copy, in bytes, that divides them all.
 inline int copy_width(int bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : 4; }
 
-// The fields of a block, as mixers_step_warps.cuh copies them: their places in a buffer. `aligned_to` holds for each
-// the alignment that its pointers share. Returns the buffer's size.
-inline int plan_buffer(StackPlan* p, const int* aligned_to) {
+// The fields of a block, as mixers_step_warps.cuh copies them: their places in head and body, whose sizes these are.
+// `aligned_to` holds for each the alignment that its pointers share.
+struct StackSizes {
+  int head, body;
+};
+
+inline StackSizes plan_fields(StackPlan* p, const int* aligned_to) {
   const StackFormat& f = p->f;
   StackShared& s = p->s;
   const int D = f.inner, N = f.states, R = f.rank, sums = R + 2 * N, channels = p->channels, words = channels / 4;
-  int at = kStackOnes;
-  const auto take = [&](int bytes) {
-    const int offset = at;
-    at += round_up(bytes, 16);
+  StackSizes at = {kStackOnes, 0};
+  const auto take = [](int* at, int bytes) {
+    const int offset = *at;
+    *at += round_up(bytes, 16);
     return offset;
   };
   // Numbers of fields that lie together: a thread block's `own` of `all`, or with own = 0 all. stride = 0: there is
@@ -34,24 +38,24 @@ inline int plan_buffer(StackPlan* p, const int* aligned_to) {
   };
   const auto array = [&](StackField which, int each, int own, int all) {
     const int bytes = each * (own ? own : all), width = copy_width(bytes | each * own | each * all | aligned_to[which]);
-    const int to = take(bytes);
+    const int to = take(&at.body, bytes);
     s.copy[which] = {to, width, width, width, divide_up(bytes, width), each * own, each * all};
     return to;
   };
 
-  const int first = take(4 * kChannelWords * channels);
+  const int first = take(&at.body, 4 * kChannelWords * channels);
   const int strides[kChannelFields] = {f.in_weight_scale,   f.in_weight_scale, 1, 1,           1,
                                        1,                   f.conv_weight_scale, 1, f.x_scale, f.x_scan_scale,
                                        f.dt_weight_scale, f.dt_scale,          1, 1};
   for (int i = 0; i < kChannelFields; ++i)
     numbers(static_cast<StackField>(i), first + 4 * i, kChannelWords, strides[i], channels, D);
-  s.sum_numbers = take(4 * kSumWords * sums);
+  s.sum_numbers = take(&at.body, 4 * kSumWords * sums);
   numbers(kXSumScale, s.sum_numbers, kSumWords, f.x_weight_scale, 0, sums);
   numbers(kDbcScale, s.sum_numbers + 4, kSumWords, 1, 0, sums);
   numbers(kDNorm, s.sum_numbers + 8, kSumWords, 1, 0, R);
   numbers(kBNorm, s.sum_numbers + 8 + 4 * kSumWords * R, kSumWords, 1, 0, N);
   numbers(kCNorm, s.sum_numbers + 8 + 4 * kSumWords * (R + N), kSumWords, 1, 0, N);
-  s.row_numbers = take(4 * kRowWords * p->rows);
+  s.row_numbers = take(&at.head, 4 * kRowWords * p->rows);
   numbers(kOutScale, s.row_numbers, kRowWords, f.out_weight_scale, p->rows, f.model);
   numbers(kOutBias, s.row_numbers + 4, kRowWords, 1, p->rows, f.model);
   for (int i = kUScale; i <= kGScale; ++i) numbers(static_cast<StackField>(i), 4 * (i - kUScale), 1, 1, 0, 1);
@@ -60,8 +64,8 @@ inline int plan_buffer(StackPlan* p, const int* aligned_to) {
   // Neighbouring rows begin on different banks, at a multiple of what is copied at a time.
   s.x_weight_pitch = channels % 16 == 0 ? words + 4 : words % 4 == 2 || words % 2 ? words : words + 2;
   s.x_weight_width = copy_width(channels | D);
-  s.x_weight = take(sums * s.x_weight_pitch * 4);
-  s.block = take(sizeof(StackBlock));
+  s.x_weight = take(&at.body, sums * s.x_weight_pitch * 4);
+  s.block = take(&at.head, sizeof(StackBlock));
   return at;
 }
 
@@ -72,7 +76,8 @@ inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistrib
 inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const StackFormat& f = p->f;
   StackShared& s = p->s;
-  const int sums = f.rank + 2 * f.states, tokens = p->tokens, buffer = plan_buffer(p, aligned_to);
+  const int sums = f.rank + 2 * f.states, tokens = p->tokens;
+  const StackSizes sizes = plan_fields(p, aligned_to);
   int at = 0;
   const auto take = [&](int bytes) {
     const int offset = at;
@@ -88,7 +93,7 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const int row = std::max(inner, padded + size_of(f.norm_weight) * f.model);
   const int raw = take(shares_memory(*p) ? std::max(scratch, row) : row), own = shares_memory(*p) ? raw : take(scratch);
   const int kept = take(tokens * p->rows * 4);
-  const int first = take(buffer), second = take(buffer);
+  const int first = take(sizes.head), second = take(sizes.head), body = take(sizes.body);
   // Of the ways to cut rows, the one that has most in the ring. Copies of less than
   // 1280 bytes leave half of the memory's speed, so they are for those who have no room.
   s.slots = s.slot_bytes = 0;
@@ -102,7 +107,7 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const int ring = s.slots * s.slot_bytes;
   s.act = ring + act, s.acc = ring + acc, s.raw = ring + raw, s.kept = ring + kept;
   s.norm_weight = s.raw + padded, s.scratch = ring + own;
-  s.buffer[0] = ring + first, s.buffer[1] = ring + second;
+  s.head[0] = ring + first, s.head[1] = ring + second, s.body = ring + body;
   s.total = ring + at;
 }
 

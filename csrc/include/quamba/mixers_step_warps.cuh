@@ -12,7 +12,9 @@ constexpr int kStackThreads = kStackWorkers + kStackStagers + 32 * kStackStreams
 constexpr int kTeamWarps = kStackWorkers / 32 / kTeams;
 
 struct StackBarriers {
-  uint64_t full[kStackSlots], empty[kStackSlots], staged[2], spent[2], turned, rounded;
+  uint64_t full[kStackSlots], empty[kStackSlots];
+  uint64_t staged[2], spent[2], body_staged, body_spent;  // of the heads, of the body
+  uint64_t turned, rounded;
 };
 
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
@@ -59,6 +61,12 @@ __device__ __forceinline__ void copy_row(void* to, const void* from, int bytes, 
                    shared_address(to)),
                "l"(from), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
+}
+
+__device__ __forceinline__ unsigned cycles() {
+  unsigned now;
+  asm volatile("mov.u32 %0, %%clock;" : "=r"(now)::"memory");
+  return now;
 }
 
 __device__ __forceinline__ void prefetch_line(const void* from) {
@@ -115,6 +123,8 @@ static __device__ __noinline__ void stream_weights(const StackPlan& p, const Sta
   const int lane = threadIdx.x & 31, first = threadIdx.x / 32 % kStackStreams, own = first + kStackStreams * lane;
   const int slots = p.s.slots, slot_bytes = p.s.slot_bytes, flight = p.flight;
   int slot = 0, round = 0, late = 0, late_round = 0, issued = 0;
+  const unsigned pace = p.pace;
+  unsigned last = cycles() - pace;
   // Asked for half a block ahead: a constant that is read once comes from far.
   const int8_t* ahead = blocks[0].in_weight;
 #pragma unroll 1
@@ -142,6 +152,9 @@ static __device__ __noinline__ void stream_weights(const StackPlan& p, const Sta
           if (++late == slots) late = 0, ++late_round;
         }
         barrier_wait(&barriers.empty[slot], (round & 1) ^ 1);
+        // In bursts they would too: a slot is asked for when the one before has had its time.
+        while (cycles() - last < pace) continue;
+        last = cycles();
         if (lane == 0) barrier_expect(&barriers.full[slot], copies * bytes);
         __syncwarp();
         if (own < rows) copy_row(to + slot * slot_bytes, from + column, bytes, &barriers.full[slot]);
@@ -187,60 +200,70 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
       for (int i = 0; i < count * f.width; i += 128)
         prefetch_line(b.conv_state + m * f.conv_batch + first * f.width + i);
 
+    // To find out how a field is copied takes longer than to copy it: each warp has some of the fields.
+    const auto copy_fields = [&](char* to, bool head) {
+#pragma unroll 1
+      for (int field = thread / 32; field < kStagedFields; field += kStackStagers / 32) {
+        const char* const from = static_cast<const char*>(b.field[field]);
+        if (from == nullptr || in_head(field) != head) continue;
+        const StackCopy& copy = p.s.copy[field];
+        const int begin = blockIdx.x * copy.stride;
+        const int pieces = copy.stride ? min(copy.count, (copy.total - begin) / copy.width) : copy.count;
+#pragma unroll 1
+        for (int i = thread % 32; i < pieces; i += 32)
+          copy_piece(to + copy.to + i * copy.step, from + begin + i * copy.from_step, copy.width);
+      }
+    };
     barrier_wait(&barriers.spent[l & 1], ((l >> 1) & 1) ^ 1);
-    char* const buffer = shared + p.s.buffer[l & 1];
-    int* const block = reinterpret_cast<int*>(buffer + p.s.block);
+    char* const head = shared + p.s.head[l & 1];
+    int* const block = reinterpret_cast<int*>(head + p.s.block);
 #pragma unroll 1
     for (int i = thread; i < static_cast<int>(sizeof(StackBlock) / 4); i += kStackStagers)
       block[i] = reinterpret_cast<const int*>(&b)[i];
-#pragma unroll 1
-    for (int field = 0; field < kStagedFields; ++field) {
-      const char* const from = static_cast<const char*>(b.field[field]);
-      if (from == nullptr) continue;
-      const StackCopy& copy = p.s.copy[field];
-      const int begin = blockIdx.x * copy.stride;
-      const int pieces = copy.stride ? min(copy.count, (copy.total - begin) / copy.width) : copy.count;
-#pragma unroll 1
-      for (int i = thread; i < pieces; i += kStackStagers)
-        copy_piece(buffer + copy.to + i * copy.step, from + begin + i * copy.from_step, copy.width);
-    }
+    copy_fields(head, true);
+    barrier_arrive(&barriers.staged[l & 1]);
+    barrier_arrive_copied(&barriers.staged[l & 1]);
+
+    barrier_wait(&barriers.body_spent, (l & 1) ^ 1);
+    char* const body = shared + p.s.body;
+    copy_fields(body, false);
 #pragma unroll 1
     for (int i = thread; i < sums * x_pieces; i += kStackStagers) {
       const int r = i / x_pieces, at = (i - r * x_pieces) * x_width;
-      copy_piece(buffer + p.s.x_weight + r * p.s.x_weight_pitch * 4 + at,
+      copy_piece(body + p.s.x_weight + r * p.s.x_weight_pitch * 4 + at,
                  reinterpret_cast<const char*>(b.x_weight) + static_cast<int64_t>(r) * f.inner + first + at, x_width);
     }
-    barrier_arrive(&barriers.staged[l & 1]);
-    barrier_arrive_copied(&barriers.staged[l & 1]);
+    barrier_arrive_copied(&barriers.body_staged);
   }
 }
 
 // What the stagers copied for one block of the stack, as the workers read it.
 class StackNumbers {
  public:
-  __device__ StackNumbers(const StackPlan& p, const char* buffer) : p_(p), buffer_(buffer) {}
-  __device__ const StackBlock& block() const { return *at<StackBlock>(p_.s.block); }
-  __device__ const int* x_weight() const { return at<int>(p_.s.x_weight); }
-  __device__ const float* A() const { return at<float>(p_.s.A); }
-  __device__ const int8_t* taps() const { return at<int8_t>(p_.s.taps); }
-  __device__ const int* dt_weight() const { return at<int>(p_.s.dt_weight); }
+  __device__ StackNumbers(const StackPlan& p, const char* head, const char* body) : p_(p), head_(head), body_(body) {}
+  __device__ const StackBlock& block() const { return *at<StackBlock>(head_ + p_.s.block); }
   // One of kUScale, kXInScale, kGScale.
-  __device__ float one(StackField field) const { return at<float>(0)[field - kUScale]; }
-  // Of a channel: by field up to kSkip.
-  __device__ const float* channel(int c) const { return at<float>(kStackOnes) + c * kChannelWords; }
-  // Of a sum of W_x: the weight's scale, the result's, the norm's weight.
-  __device__ const float* sum(int r) const { return at<float>(p_.s.sum_numbers) + r * kSumWords; }
+  __device__ float one(StackField field) const { return at<float>(head_)[field - kUScale]; }
   // Of a row of W_out: the scale, the bias.
-  __device__ const float* row(int e) const { return at<float>(p_.s.row_numbers) + e * kRowWords; }
+  __device__ const float* row(int e) const { return at<float>(head_ + p_.s.row_numbers) + e * kRowWords; }
+
+  __device__ const int* x_weight() const { return at<int>(body_ + p_.s.x_weight); }
+  __device__ const float* A() const { return at<float>(body_ + p_.s.A); }
+  __device__ const int8_t* taps() const { return at<int8_t>(body_ + p_.s.taps); }
+  __device__ const int* dt_weight() const { return at<int>(body_ + p_.s.dt_weight); }
+  // Of a channel: by field up to kSkip.
+  __device__ const float* channel(int c) const { return at<float>(body_) + c * kChannelWords; }
+  // Of a sum of W_x: the weight's scale, the result's, the norm's weight.
+  __device__ const float* sum(int r) const { return at<float>(body_ + p_.s.sum_numbers) + r * kSumWords; }
 
  private:
   template <typename T>
-  __device__ const T* at(int offset) const {
-    return reinterpret_cast<const T*>(buffer_ + offset);
+  __device__ static const T* at(const char* place) {
+    return reinterpret_cast<const T*>(place);
   }
 
   const StackPlan& p_;
-  const char* buffer_;
+  const char *head_, *body_;
 };
 
 }  // namespace quamba
