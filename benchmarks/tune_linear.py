@@ -1,10 +1,11 @@
 """Times every kernel of linear over the shapes of known models and writes the table that the build reads:
-`python benchmarks/tune_linear.py [--write] [--times FILE] [--only REGEX]`.
+`python benchmarks/tune_linear.py [--write] [--times FILE] [--from FILE] [--only REGEX]`.
 
 For each weight (N, K) of a model and each number of rows M, every kernel that takes the shape runs in a CUDA graph over
 inputs that leave the L2 cache. The table names the fastest; between neighbours in M it changes only where that gains
 more than a percent. Other shapes go by the model in csrc/linear_choice.cu, whose loss on these is printed.
-`--write` replaces csrc/linear_table.json; build again for it to take effect.
+`--write` replaces csrc/linear_table.json; build again for it to take effect. `--from` chooses anew from the times of an
+earlier run, without a GPU.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import re
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from ops_cuda import half, int8, scale, time_graph
@@ -22,7 +24,9 @@ from quamba import ops
 
 TABLE = Path(__file__).resolve().parents[1] / "csrc" / "linear_table.json"
 FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
-RING_ROWS = 4096  # that the ring takes
+# Rows of x that the ring is offered for. With fewer it is faster by itself, but not among a step's other launches: its
+# clusters start late (mamba-2.8b, 16 sequences: 2.99 ms a token with the ring for W_x, 2.78 without).
+RING_ROWS = range(33, 4097)
 SHORT_INNER = 256  # that the short kernel takes, for int8 results
 TILES = ("128x256", "128x192", "128x128", "64x64")
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -72,7 +76,7 @@ def weights() -> list[Weight]:
 def kernels(weight: Weight, rows: int) -> list[str]:
     """Those that take this many rows of x for a weight."""
     few = [name for name in FEW if rows <= (1 if name == "dot" else 32)]
-    ring = ["ring"] if 8 <= rows <= RING_ROWS else []
+    ring = ["ring"] if rows in RING_ROWS else []
     short = ["short"] if weight.quantized and weight.inner <= SHORT_INNER and rows >= 8 else []
     return few + ring + short + [name for name in TILES if rows >= 16]
 
@@ -117,32 +121,49 @@ def measure(weight: Weight, rows: int, pool: torch.Tensor) -> dict[str, float]:
     return times
 
 
+def earlier(path: str) -> tuple[str, dict[tuple[int, int], Any]]:
+    """What `--times` wrote: where it was measured, and the times by weight."""
+    found = json.loads(Path(path).read_text())
+    return found["measured"], {(entry["columns"], entry["inner"]): entry for entry in found["weights"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"replace {TABLE.name}")
     parser.add_argument("--times", help="write every time there, as JSON")
+    parser.add_argument("--from", dest="source", help="choose from the times in this file instead of measuring")
     parser.add_argument("--only", default="", help="weights whose NxK this expression finds; not with --write")
     arguments = parser.parse_args()
     if arguments.write and arguments.only:
         parser.error("--write replaces the whole table: it takes no --only")
-    pool = int8(POOL_BYTES)
+    if arguments.source:
+        measured, kept = earlier(arguments.source)
+    else:
+        measured, kept = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {date.today()}", {}
+        pool = int8(POOL_BYTES)
     shapes, everything, loss = [], [], []
     for weight in weights():
         if not re.search(arguments.only, f"{weight.columns}x{weight.inner}"):
             continue
-        times = {rows: measure(weight, rows, pool) for rows in ROWS if rows <= weight.most_rows}
-        modelled = {rows: row.pop("model") for rows, row in times.items()}
+        if arguments.source:
+            entry = kept[weight.columns, weight.inner]
+            modelled = {int(rows): time for rows, time in entry["model"].items()}
+            times = {
+                rows: {name: entry["times"][str(rows)][name] for name in kernels(weight, rows)} for rows in modelled
+            }
+        else:
+            times = {rows: measure(weight, rows, pool) for rows in ROWS if rows <= weight.most_rows}
+            modelled = {rows: row.pop("model") for rows, row in times.items()}
         loss += [modelled[rows] / min(row.values()) - 1 for rows, row in times.items()]
         chosen = choices(times)
         shapes.append({"columns": weight.columns, "inner": weight.inner, "choices": chosen})
         everything.append({"columns": weight.columns, "inner": weight.inner, "model": modelled, "times": times})
         print(f"{weight.columns}x{weight.inner}: {', '.join(f'<= {rows} {name}' for rows, name in chosen)}", flush=True)
         if arguments.times:
-            Path(arguments.times).write_text(json.dumps(everything))
+            Path(arguments.times).write_text(json.dumps({"measured": measured, "weights": everything}))
     print(f"the model loses {sum(loss) / len(loss):.1%} to the fastest in the mean, {max(loss):.0%} at most")
     if arguments.write:
-        device, versions = torch.cuda.get_device_name(), f"torch {torch.__version__}"
-        table = {"measured": f"{device}, {versions}, {date.today()}", "shapes": shapes}
+        table = {"measured": measured, "shapes": shapes}
         lines = ",\n".join(f"    {json.dumps(shape)}" for shape in shapes)
         text = f'{{\n  "measured": {json.dumps(table["measured"])},\n  "shapes": [\n{lines}\n  ]\n}}\n'
         beside = TABLE.with_suffix(".part")

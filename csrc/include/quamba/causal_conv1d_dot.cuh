@@ -29,7 +29,7 @@ __device__ __forceinline__ int window_at(uint32_t before, uint32_t now) {
   return static_cast<int>(STEP == 3 ? now : __byte_perm(before, now, 0x4321 + 0x1111 * STEP));
 }
 
-// The parameters of four channels. With u = -v log2(e), SiLU is v / (1 + 2^u): both are folded into the factors.
+// The parameters of four channels.
 struct ConvDotChannels {
   uint32_t taps[4];
   float factor[4], bias[4], result[4];
@@ -45,16 +45,13 @@ struct ConvDotChannels {
     factor[2] = x_scale.z * weight_scale.z, factor[3] = x_scale.w * weight_scale.w;
     result[0] = reciprocal_approx(out.x), result[1] = reciprocal_approx(out.y);
     result[2] = reciprocal_approx(out.z), result[3] = reciprocal_approx(out.w);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) factor[i] *= -kLog2E, bias[i] *= -kLog2E, result[i] *= -1.0f / kLog2E;
   }
 
-  // SiLU of channel i, over the result's scale and -1 / log2(e), which are still to be multiplied by.
+  // SiLU of channel i, to the bit what the step gives; the result's scale is still to be divided by.
   __device__ __forceinline__ float unscaled(int window, int i) const {
     // The sum is counted from 1.5 * 2^23, so that its bits are those of a float.
     const int sum = __dp4a(window, static_cast<int>(taps[i]), 0x4b400000);
-    const float u = fmaf(__int_as_float(sum) - 12582912.0f, factor[i], bias[i]);
-    return u * reciprocal_approx(1.0f + exp2_approx(u));
+    return silu(fmaf(__int_as_float(sum) - 12582912.0f, factor[i], bias[i]));
   }
 };
 
