@@ -30,6 +30,7 @@ TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11: the oldest torch that the l
 NO_ASSERTS = ("-DNDEBUG",)
 # CUTLASS's kernels for Hopper wait for the kernel before them, and let the next one start, only with this.
 EARLY = ("-DCUTLASS_ENABLE_GDC_FOR_SM90",)
+EXTENDED = ("-DCUTE_SM90_EXTENDED_MMA_SHAPES_ENABLED",)  # matrix instructions of 80 and 160 columns
 GENERATED = {"hadamard_bases": ROOT / "quamba" / "hadamard.py", "linear_table": CSRC / "linear_table.json"}  # from what
 TYPES = {"int8": "int8_t", "half": "__half", "bfloat16": "__nv_bfloat16", "float": "float"}
 
@@ -84,6 +85,11 @@ def units() -> list[Unit]:
                 defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 unit = f"linear_sm90_{name}_{residual}_{tile}"
                 result.append(Unit("linear_sm90.cu", unit, (*flags, *defines), only="90a"))
+    wide = ("-DQUAMBA_OUT=int8_t", "-DQUAMBA_RESIDUAL=0", "-DQUAMBA_TILE=k64x80")
+    unit = "linear_sm90_int8_0_k64x80"
+    result.append(Unit("linear_sm90.cu", unit, (*NO_ASSERTS, *EARLY, *EXTENDED, *wide), only="90a"))
+    for name in ("linear_bulk", "linear_conv1d_step_bulk"):
+        result.append(Unit(f"{name}.cu", name, (*NO_ASSERTS, *EXTENDED), only="90a"))
     result.append(Unit("linear_short.cu", "linear_short", only="90a"))
     for name in ("linear_ring", "linear_conv1d_step_kernel"):  # where blocks of a cluster can add up
         result.append(Unit(f"{name}.cu", name, only="90a"))

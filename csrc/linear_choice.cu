@@ -65,7 +65,8 @@ constexpr struct {
   LinearKernel kernel;
 } kNames[] = {{"dot", LinearKernel::kDot},         {"rows4", LinearKernel::kRows4},
               {"rows8", LinearKernel::kRows8},     {"rows16", LinearKernel::kRows16},
-              {"ring", LinearKernel::kRing},       {"short", LinearKernel::kShort},
+              {"ring", LinearKernel::kRing},       {"bulk", LinearKernel::kBulk},
+              {"short", LinearKernel::kShort},     {"64x80", LinearKernel::k64x80},
               {"128x256", LinearKernel::k128x256}, {"128x192", LinearKernel::k128x192},
               {"128x128", LinearKernel::k128x128}, {"64x64", LinearKernel::k64x64}};
 
@@ -75,10 +76,19 @@ bool takes_short(const LinearParams& p) {
          p.inner <= kShortInner && p.columns % 8 == 0 && p.x_row < kStride && p.weight_row < kStride;
 }
 
+// Tensor maps know no rows that overlap.
+bool takes_bulk(const LinearParams& p) {
+  const bool apart = (p.rows == 1 || p.x_row >= p.inner) && (p.columns == 1 || p.weight_row >= p.inner);
+  return p.rows <= kBulkRows && p.inner > 0 && apart;
+}
+
 // Whether a kernel takes that call there.
 bool takes(LinearKernel kernel, const LinearParams& p, const LinearDevice& device, bool vectors) {
   if (kernel == LinearKernel::kRing) return device.hopper && vectors && p.rows <= kRingRows;
+  if (kernel == LinearKernel::kBulk) return device.hopper && vectors && takes_bulk(p);
   if (kernel == LinearKernel::kShort) return device.hopper && vectors && takes_short(p);
+  if (kernel == LinearKernel::k64x80)
+    return device.hopper && p.out_type == Type::kInt8 && p.residual.data == nullptr;
   return is_tile(kernel) || p.rows <= (kernel == LinearKernel::kDot ? 1 : kFewRows);
 }
 
@@ -107,7 +117,8 @@ LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bo
     for (const auto& known : kNames)
       if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : chosen;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
-                 "; expected dot, rows4, rows8, rows16, ring, short, 128x256, 128x192, 128x128, 64x64 or model");
+                 "; expected dot, rows4, rows8, rows16, ring, bulk, short, 128x256, 128x192, 128x128, 64x64, 64x80 or "
+                 "model");
     return modelled;
   }
   return chosen;

@@ -10,6 +10,9 @@ template <typename Out, bool kResidual>
 cudaError_t matrix_sm90(const LinearParams& p, LinearKernel kernel, void* workspace, size_t* bytes,
                         cudaStream_t stream) {
   if (kernel == LinearKernel::k64x64) return linear_sm90<Out, kResidual, Tile::k64x64>(p, workspace, bytes, stream);
+  if constexpr (sizeof(Out) == 1) {
+    if (kernel == LinearKernel::k64x80) return linear_sm90<Out, kResidual, Tile::k64x80>(p, workspace, bytes, stream);
+  }
   if constexpr (sizeof(Out) < 4) {  // a float32 result is rare: its larger tiles are not worth their compilation
     switch (kernel) {
       case LinearKernel::k128x256:

@@ -59,6 +59,16 @@ struct Geometry<Tile::k64x64> {
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
 };
 
+// 10240 columns, the W_in of mamba-2.8b, are 128 of these: one pass over the device, each block with 205 KB of the
+// weight to stream. Two blocks get x from one read.
+template <>
+struct Geometry<Tile::k64x80> {
+  using TileShape = cute::Shape<Int<64>, Int<80>, Int<128>>;
+  using Cluster = cute::Shape<Int<1>, Int<2>, Int<1>>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecialized;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
+
 // x / scale as `quamba::divide` does it, for the visitor tree, which then converts to int8 with saturation.
 template <typename T>
 struct Divide;

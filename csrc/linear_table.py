@@ -12,8 +12,9 @@ KERNELS = {
     "dot": "kDot",
     **{f"rows{name}": f"kRows{name}" for name in ("4", "8", "16")},
     "ring": "kRing",
+    "bulk": "kBulk",
     "short": "kShort",
-    **{name: f"k{name}" for name in ("128x256", "128x192", "128x128", "64x64")},
+    **{name: f"k{name}" for name in ("128x256", "128x192", "128x128", "64x64", "64x80")},
 }
 
 
