@@ -42,6 +42,51 @@ struct Bulk {
   using Stages = decltype(cute::tile_to_shape(cute::SM90::GMMA::Layout_K_SW128_Atom<int8_t>{}, Slots<ROWS>{}));
 };
 
+// As the ring does it (whose code this is not: shared, it spilled there): adds up the sums that a block has in shared
+// memory, (PARTS, TOKENS, PITCH) with COLUMNS of a row in use, and those of the other blocks of its cluster, and hands
+// them to the tail. A thread takes four columns, of every kStep-th row of x.
+template <int PARTS, int TOKENS, int COLUMNS, int PITCH, int THREADS, typename Tail>
+__device__ __forceinline__ void finish_sums(const LinearParams& p, int thread, int* sums, int cluster, int rank,
+                                            int64_t m0, int64_t n0, const Tail& tail) {
+  constexpr int kQuads = COLUMNS / 4, kStep = THREADS / kQuads;
+  const int quad = thread % kQuads * 4, first = thread / kQuads;
+  const auto at = [&](int m) { return reinterpret_cast<int4*>(sums + m * PITCH + quad); };
+  const auto add = [](int4 a, const int4& b) { return make_int4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); };
+  const auto of_block = [&](int m) {
+    int4 total = *at(m);
+#pragma unroll
+    for (int i = 1; i < PARTS; ++i) total = add(total, *at(i * TOKENS + m));
+    return total;
+  };
+  if (cluster > 1) {
+    if (PARTS > 1 && first < kStep)
+      for (int m = first; m < TOKENS; m += kStep) *at(m) = of_block(m);
+    cluster_meet();
+  }
+  const auto of_cluster = [&](int m) {
+    int4 total = make_int4(0, 0, 0, 0);
+#pragma unroll 4
+    for (int i = 0; i < cluster; ++i)
+      total = add(total, *reinterpret_cast<const int4*>(in_block(reinterpret_cast<const int*>(at(m)), i)));
+    return total;
+  };
+  if (first < kStep && n0 + quad < p.columns) {
+    constexpr int kAtOnce = TOKENS == 64 ? 64 : 32, kRounds = (kAtOnce + kStep - 1) / kStep;
+    const int share = TOKENS / cluster, row0 = rank * share;
+    const auto sums_of = [&](int m) { return cluster > 1 ? of_cluster(m) : of_block(m); };
+    if constexpr (TOKENS == kAtOnce) {
+      tail.template operator()<kRounds>(p, sums_of, row0 + first, kStep, row0 + share, m0, n0 + quad);
+    } else {  // a tail may keep something in registers for every row that it is given
+#pragma unroll 1
+      for (int row = row0; row < row0 + share; row += kAtOnce) {
+        const int end = row + kAtOnce < row0 + share ? row + kAtOnce : row0 + share;
+        tail.template operator()<kRounds>(p, sums_of, row + first, kStep, end, m0, n0 + quad);
+      }
+    }
+  }
+  if (cluster > 1) cluster_meet();  // no block may go while another reads its sums
+}
+
 // blockIdx.x: cluster-many blocks in a row share a tile of columns, each with its part of K. blockIdx.y: rows of x.
 // ahead: stages of the weight to prefetch while the kernel before runs. The maps: of the weight, in boxes of COLUMNS
 // rows, and of x, in boxes of TOKENS rows.
@@ -135,8 +180,8 @@ __global__ void __launch_bounds__(kBulkThreads, 1)
     }
   }
   __syncthreads();
-  finish_sums<B::kParts, TOKENS, COLUMNS, B::kPitch, kBulkThreads>(p, reinterpret_cast<int*>(shared), cluster, rank, m0,
-                                                                   n0, tail);
+  finish_sums<B::kParts, TOKENS, COLUMNS, B::kPitch, kBulkThreads>(p, thread, reinterpret_cast<int*>(shared), cluster,
+                                                                   rank, m0, n0, tail);
 }
 
 }  // namespace quamba

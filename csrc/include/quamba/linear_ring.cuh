@@ -138,43 +138,6 @@ struct RingWrite {
   }
 };
 
-// Adds up the sums that a block has in shared memory, (PARTS, TOKENS, PITCH) with COLUMNS of a row in use, and those
-// of the other blocks of its cluster, and hands them to the tail. A thread takes four columns, of every kStep-th row of
-// x.
-template <int PARTS, int TOKENS, int COLUMNS, int PITCH, int THREADS, typename Tail>
-__device__ __forceinline__ void finish_sums(const LinearParams& p, int* sums, int cluster, int rank, int64_t m0,
-                                            int64_t n0, const Tail& tail) {
-  constexpr int kQuads = COLUMNS / 4, kStep = THREADS / kQuads;
-  const int quad = threadIdx.x % kQuads * 4, first = threadIdx.x / kQuads;
-  const auto at = [&](int m) { return reinterpret_cast<int4*>(sums + m * PITCH + quad); };
-  const auto add = [](int4 a, const int4& b) { return make_int4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); };
-  const auto of_block = [&](int m) {
-    int4 total = *at(m);
-#pragma unroll
-    for (int i = 1; i < PARTS; ++i) total = add(total, *at(i * TOKENS + m));
-    return total;
-  };
-  if (cluster > 1) {
-    if (PARTS > 1 && first < kStep)
-      for (int m = first; m < TOKENS; m += kStep) *at(m) = of_block(m);
-    cluster_meet();
-  }
-  const auto of_cluster = [&](int m) {
-    int4 total = make_int4(0, 0, 0, 0);
-#pragma unroll 4
-    for (int i = 0; i < cluster; ++i)
-      total = add(total, *reinterpret_cast<const int4*>(in_block(reinterpret_cast<const int*>(at(m)), i)));
-    return total;
-  };
-  if (first < kStep && n0 + quad < p.columns) {
-    constexpr int kRounds = (TOKENS + kStep - 1) / kStep;
-    const int share = TOKENS / cluster, row0 = rank * share;
-    const auto sums_of = [&](int m) { return cluster > 1 ? of_cluster(m) : of_block(m); };
-    tail.template operator()<kRounds>(p, sums_of, row0 + first, kStep, row0 + share, m0, n0 + quad);
-  }
-  if (cluster > 1) cluster_meet();  // no block may go while another reads its sums
-}
-
 // blockIdx.x: cluster-many blocks in a row share a tile of columns, each with its part of K. blockIdx.y: rows of x.
 // ahead: stages of the weight to prefetch while the kernel before runs.
 template <int TILES, int TOKENS, typename Tail>
@@ -272,7 +235,36 @@ __global__ void __launch_bounds__(Ring<TILES, TOKENS>::kThreads, TILES > 5 ? 1 :
       }
   __syncthreads();
 
-  finish_sums<kRingQuarters, TOKENS, R::kColumns, R::kPitch, R::kThreads>(p, sums, cluster, rank, m0, n0, tail);
+  // A thread takes four columns, of every kStep-th row of x.
+  constexpr int kQuads = R::kColumns / 4, kStep = R::kThreads / kQuads;
+  const int quad = thread % kQuads * 4, first = thread / kQuads;
+  const auto at = [&](int m) { return reinterpret_cast<int4*>(sums + m * R::kPitch + quad); };
+  const auto add = [](int4 a, const int4& b) { return make_int4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); };
+  const auto of_quarters = [&](int m) {
+    int4 total = *at(m);
+#pragma unroll
+    for (int i = 1; i < kRingQuarters; ++i) total = add(total, *at(i * TOKENS + m));
+    return total;
+  };
+  if (cluster > 1) {
+    if (first < kStep)
+      for (int m = first; m < TOKENS; m += kStep) *at(m) = of_quarters(m);
+    cluster_meet();
+  }
+  const auto of_cluster = [&](int m) {
+    int4 total = make_int4(0, 0, 0, 0);
+#pragma unroll 4
+    for (int i = 0; i < cluster; ++i)
+      total = add(total, *reinterpret_cast<const int4*>(in_block(reinterpret_cast<const int*>(at(m)), i)));
+    return total;
+  };
+  if (first < kStep && n0 + quad < p.columns) {
+    constexpr int kRounds = (TOKENS + kStep - 1) / kStep;
+    const int share = TOKENS / cluster, row0 = rank * share;
+    const auto sums_of = [&](int m) { return cluster > 1 ? of_cluster(m) : of_quarters(m); };
+    tail.template operator()<kRounds>(p, sums_of, row0 + first, kStep, row0 + share, m0, n0 + quad);
+  }
+  if (cluster > 1) cluster_meet();  // no block may go while another reads its sums
 }
 
 }  // namespace quamba
