@@ -26,7 +26,10 @@ struct Bulk {
   static constexpr int kReaders = 4 * kBulkTeams / kParts;      // warps that read a stage
   static constexpr int kStageBytes = (COLUMNS + TOKENS) * kBulkStage;
   static constexpr int kBudget = 224 * 1024;
-  static constexpr int kStages = kBudget / kStageBytes < 12 ? kBudget / kStageBytes : 12;
+  static constexpr int kFit = kBudget / kStageBytes < 12 ? kBudget / kStageBytes : 12;
+  // Teams that take turns have slots of their own: else one that is ahead would wait for its next filling of a slot by
+  // a parity that the last but one has, too, while the other's has not landed.
+  static constexpr int kStages = kFit / kParts * kParts;
   static constexpr int kPitch = COLUMNS + 8;  // of the sums of one row: a warp's pairs fall on distinct banks
   static constexpr int kAlign = 1024;         // of the swizzle
   static constexpr int kShared = kAlign + kStages * (kStageBytes + 2 * static_cast<int>(sizeof(uint64_t)));
