@@ -54,8 +54,6 @@ void launch(const ConvParams& p, bool vector, int processors, cudaStream_t strea
       return check_launch("causal_conv1d_step",
                           quamba::launch(causal_conv1d_step_kernel<Out>, Launch{grid, kConvStepThreads, 0, stream}, p));
     }
-  }
-  if constexpr (sizeof(T) == 1) {
     if (vector && in_words(p)) return launch_dot<Out>(p, processors, stream);
   }
   const int64_t groups = (p.channels + kConvChannels - 1) / kConvChannels;

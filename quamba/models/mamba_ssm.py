@@ -10,7 +10,7 @@ from quamba.errors import UnsupportedModelError
 from quamba.models.adapter import Adapter, Shell, register
 from quamba.models.transformers_mamba import mixer_tensors
 from quamba.nn.config import BlockConfig, MixerState
-from quamba.nn.ends import QuantizedHead
+from quamba.nn.ends import takes_norm
 
 
 class MambaSsmShell(Shell):
@@ -128,8 +128,7 @@ class MambaSsmAdapter(Adapter):
         dtype: Any = weight.dtype
 
         def logits(stream: Tensor) -> Tensor:
-            # Seven launches as one; elsewhere the bits are those of the model's own forward.
-            if stream.is_cuda and isinstance(head, QuantizedHead) and head.static:
+            if takes_norm(head, stream):
                 return head.normed(stream, weight, norm.eps)
             found: Tensor = head(norm(stream if fused else stream.to(dtype)))
             return found

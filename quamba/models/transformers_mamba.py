@@ -9,7 +9,7 @@ from quamba.errors import UnsupportedModelError
 from quamba.models.adapter import Adapter, register
 from quamba.models.transformers_shell import TransformersShell, drop_ties
 from quamba.nn.config import BlockConfig
-from quamba.nn.ends import QuantizedHead
+from quamba.nn.ends import takes_norm
 
 
 @register
@@ -70,8 +70,7 @@ class MambaAdapter(Adapter):
         dtype = head.weight.dtype
 
         def logits(stream: Tensor) -> Tensor:
-            # Seven launches as one; elsewhere the bits are those of the model's own forward.
-            if stream.is_cuda and isinstance(head, QuantizedHead) and head.static:
+            if takes_norm(head, stream):
                 return head.normed(stream, norm.weight, norm.variance_epsilon)
             found: Tensor = head(norm(stream).to(dtype))
             return found.float()

@@ -1,5 +1,7 @@
 """The two ends of a language model: the int8 embedding and the W8A8 head, tied or not."""
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
@@ -115,7 +117,7 @@ class QuantizedHead(nn.Module):
             self.register_buffer("qweight", torch.empty(rows, width, dtype=torch.int8, device=device))
             self.register_buffer("weight_scale", torch.empty(scales, dtype=torch.float32, device=device))
         self.smooth = smooth
-        if input_spec is not None and input_spec.granularity != "token":
+        if self.static:
             scales = (width,) if smooth else ()
             self.register_buffer("input_scale", torch.empty(scales, dtype=torch.float32, device=device))
         if smooth:
@@ -187,3 +189,11 @@ class QuantizedHead(nn.Module):
         return ops.linear(  # type: ignore[no-any-return]
             q, scale, table.qweight, table.weight_scale, self.bias, None, None, torch.float32
         )
+
+
+def takes_norm(head: nn.Module, stream: Tensor) -> TypeGuard[QuantizedHead]:
+    """Whether `head.normed` stands for the final norm and the head: on CUDA that is one launch instead of seven.
+
+    Elsewhere nothing is gained, and the bits stay those of the model's own forward.
+    """
+    return stream.is_cuda and isinstance(head, QuantizedHead) and head.static

@@ -1,7 +1,9 @@
 // mixers_step: the products with the two large weights, whose tiles come through the ring.
 #pragma once
 
-#include "quamba/linear_rows.cuh"
+#include <type_traits>
+
+#include "quamba/fragments.cuh"
 #include "quamba/mixers_step_tags.cuh"
 
 namespace quamba {
@@ -45,11 +47,6 @@ struct StackRing {
       : slots(slots), barriers(barriers), next(threadIdx.x / 32 / kTeamWarps), slot(next) {}
 };
 
-template <int N>
-struct StackCount {
-  static constexpr int value = N;
-};
-
 // The sums of a warp over a slot: of the `steps` times 64 columns from its first on, every kTeamWarps-th. Of the 16
 // bytes that a lane has of a row, words 0 and 2 are the operand's upper rows, words 1 and 3 its lower ones: so what is
 // loaded is used as it is, eight rows at a time. A sequence then takes two columns of the other operand, one for each
@@ -82,9 +79,9 @@ __device__ __forceinline__ void multiply_slot(const char* low, const char* high,
     low += kCount * kStep, high += kCount * kStep, x += kCount * kStep, steps -= kCount * kTeamWarps;
   };
 #pragma unroll 1
-  while (steps > (BATCH - 1) * kTeamWarps) batch(StackCount<BATCH>());
+  while (steps > (BATCH - 1) * kTeamWarps) batch(std::integral_constant<int, BATCH>());
 #pragma unroll 1
-  while (steps > 0) batch(StackCount<1>());
+  while (steps > 0) batch(std::integral_constant<int, 1>());
 }
 
 // acc[row][token] += weight[row] . operand[token] over the thread block's rows of one weight. BATCH: steps of a warp
