@@ -21,7 +21,8 @@ struct RelayLayout {
   static constexpr int kRing = 5, kWide = 2 * kSide * 4;        // chunks that are kept as floats, bytes of one
   static constexpr int kWords = 2 * kRelayStates / 4;           // of a step of B and C, as they come from memory
   static constexpr int kTile = kRelaySteps * kRelayChannels;    // a warp's piece of x, dt or z
-  static constexpr int kPitchSums = kRelaySteps + 4;            // floats of a lane: four lanes' are on distinct banks
+  static constexpr int kPitchSums = kRelaySteps + 4;            // floats of a lane
+  static constexpr int kQuarterSums = kRelayChannels * kPitchSums * 4 + 16;  // bytes of eight lanes: see relay_channel
 
   static constexpr int kScales = kRing * kWide;                     // of B and of C
   static constexpr int kCounters = kScales + 2 * kRelayStates * 4;  // warps that have widened their part of a chunk
@@ -33,11 +34,17 @@ struct RelayLayout {
   static constexpr int kA = kConstants + kChannels * 16;            // log2(e) A: (group, state of a quarter, lane)
   static constexpr int kHanded = kA + GROUPS * 4 * 32 * 4;          // (piece, group, state of a quarter, lane)
   static constexpr int kTiles = kHanded + kThreads * 4 * 8;         // (warp, chunk & 1, x dt z)
-  static constexpr int kSums = kTiles + kThreads / 32 * 6 * kTile;  // (lane, kPitchSums), before that dt and dt x
-  static constexpr int kSoftplus = kSums + kThreads * kPitchSums * 4;  // (channels, 256)
+  static constexpr int kSums = kTiles + kThreads / 32 * 6 * kTile;  // (warp, quarter, channel), before that dt and dt x
+  static constexpr int kSoftplus = kSums + kThreads / 8 * kQuarterSums;  // (channels, 256)
   static constexpr int kGate = kSoftplus + kChannels * 1024;
   static constexpr int kTotal = kGate + kChannels * 1024;
 };
+
+// A lane's channel of the eight and its quarter of the states. A 128-bit load takes two wavefronts where lanes i and
+// i ^ 1 read the same, as of B and C, or lanes i and i ^ 2, as of dt and dt x, and four elsewhere. Eight lanes in a row
+// have four channels, two apart, and two quarters: their 16-byte parts of the sums are on distinct banks.
+__device__ __forceinline__ int relay_channel(int lane) { return (lane & 1) << 1 | (lane & 4) | (lane >> 3 & 1); }
+__device__ __forceinline__ int relay_quarter(int lane) { return (lane >> 1 & 1) | (lane >> 3 & 2); }
 
 // Rows of a tensor: where the first is, bytes from one to the next, and how many may be touched.
 struct alignas(16) RelayRows {

@@ -22,10 +22,13 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
   constexpr int kStatesAtOnce = GROUPS < kRelayGroups ? 4 : 1;  // the largest block has few registers
   extern __shared__ __align__(16) char arena[];
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = warp / kRelayPieces;
-  const int piece = kept_offset((warp + group) % kRelayPieces);
-  const int row = group * kRelayChannels + lane % kRelayChannels;
-  const int quarter = lane / kRelayChannels, steps = quarter * 4;  // the four steps that the lane prepares and finishes
+  const auto one_for_all = [](int v) {  // in uniform registers, where the others are few
+    return GROUPS < kRelayGroups ? kept_offset(v) : __shfl_sync(0xffffffffu, v, 0);
+  };
+  const int lane = threadIdx.x & 31, warp = one_for_all(threadIdx.x >> 5), group = warp / kRelayPieces;
+  const int piece = one_for_all((warp + group) % kRelayPieces);
+  const int among = relay_channel(lane), row = group * kRelayChannels + among;
+  const int quarter = relay_quarter(lane), steps = quarter * 4;  // the four steps that the lane prepares and finishes
   const int length = static_cast<int>(p.length), pieces = (length + kRelaySteps - 1) / kRelaySteps;
   const int64_t b = blockIdx.y, c0 = static_cast<int64_t>(blockIdx.x) * At::kChannels;
   const auto channel_of = [&](int row) { return c0 + row < p.channels ? c0 + row : c0; };
@@ -138,8 +141,9 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
   __syncthreads();
 
   // The lane's channel and steps among its warp's; the lane's own sums.
-  const int own = kept_offset(At::kSums + warp * 32 * kRowBytes + lane % kRelayChannels * kRowBytes + steps * 4);
-  const int mine = kept_offset(At::kSums + static_cast<int>(threadIdx.x) * kRowBytes);
+  const int own = kept_offset(At::kSums + warp * 4 * At::kQuarterSums + among * kRowBytes + steps * 4);
+  const int mine = own + quarter * (At::kQuarterSums - 16);
+  const int bytes = kept_offset(tiles + steps * kRelayChannels + among);
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
 
   int wide = 0;
@@ -156,8 +160,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
     fetch_tiles(chunk + 1);
 
     const uint8_t* const tile =
-        reinterpret_cast<const uint8_t*>(arena) + tiles + (chunk & 1) * 3 * kTile + steps * kRelayChannels +
-        lane % kRelayChannels;
+        reinterpret_cast<const uint8_t*>(arena) + bytes + (chunk & 1) * 3 * kTile;
     const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
     {
       const int valid = length - now * kRelaySteps - steps;
@@ -176,13 +179,13 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
           if (i >= valid) dt[i] = dtx[i] = 0.0f;
       }
       store_quad(floats(own), dt);
-      store_quad(floats(own + kRelayChannels * kRowBytes), dtx);
+      store_quad(floats(own + At::kQuarterSums), dtx);
       store_quad(floats(mine + kRelaySteps * 4), skipped);
     }
     __syncwarp();
     float dt[kRelaySteps], dtx[kRelaySteps], y[kRelaySteps] = {};
     load_quads(floats(own) - steps, dt);
-    load_quads(floats(own + kRelayChannels * kRowBytes) - steps, dtx);
+    load_quads(floats(own + At::kQuarterSums) - steps, dtx);
 
     int bs = wide + piece_steps, looked = from, handed = to, factor = as;
 #pragma unroll kStatesAtOnce
@@ -221,7 +224,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       float part[4];
-      load_quads(floats(own + r * kRelayChannels * kRowBytes), part);
+      load_quads(floats(own + r * At::kQuarterSums), part);
 #pragma unroll
       for (int i = 0; i < 4; ++i) result[i] += part[i];
     }
