@@ -30,14 +30,13 @@ struct RelayLayout {
   static constexpr int kStateRows = kRaw + kWords * kChunk * 4;     // RelayRows of the words
   static constexpr int kInRows = kStateRows + kWords * 16;          // RelayRows: (group, x dt z none)
   static constexpr int kOutRows = kInRows + GROUPS * 4 * 16;        // RelayRows: (channels)
-  static constexpr int kConstants = kOutRows + kChannels * 16;      // scale of x, D, reciprocal of the result's scale
+  static constexpr int kConstants = kOutRows + kChannels * 16;      // scale of x, D, 1 / the result's scale, scale of z
   static constexpr int kA = kConstants + kChannels * 16;            // log2(e) A: (group, state of a quarter, lane)
   static constexpr int kHanded = kA + GROUPS * 4 * 32 * 4;          // (piece, group, state of a quarter, lane)
   static constexpr int kTiles = kHanded + kThreads * 4 * 8;         // (warp, chunk & 1, x dt z)
   static constexpr int kSums = kTiles + kThreads / 32 * 6 * kTile;  // (warp, quarter, channel), before that dt and dt x
   static constexpr int kSoftplus = kSums + kThreads / 8 * kQuarterSums;  // (channels, 256)
-  static constexpr int kGate = kSoftplus + kChannels * 1024;
-  static constexpr int kTotal = kGate + kChannels * 1024;
+  static constexpr int kTotal = kSoftplus + kChannels * 1024;
 };
 
 // A lane's channel of the eight and its quarter of the states. A 128-bit load takes two wavefronts where lanes i and

@@ -7,7 +7,8 @@
 // holds the number of its piece: whoever waits for it looks at nothing else. The warps meet at no barrier; what they
 // share beside the states, B and C as floats, is written two chunks ahead of its use, and counted.
 //
-// What is a function of one byte, softplus and the gate, is looked up in tables, a pair for each channel.
+// Softplus, a function of one byte, is looked up in a table of each channel. The gate is computed: its look-ups would
+// take twice the wavefronts of the bytes, by conflicts of banks, and shared memory is what limits this kernel.
 #pragma once
 
 #include "quamba/selective_scan_handover.cuh"
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
              static_cast<char*>(p.out) + (b * p.length * p.channels + c) * size, p.channels * size,
              c0 + threadIdx.x < p.channels ? length : 0);
     reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
-        make_float4(p.x.scale.or_one(c), p.D[c], reciprocal_approx(p.out_scale.or_one(c)), 0.0f);
+        make_float4(p.x.scale.or_one(c), p.D[c], reciprocal_approx(p.out_scale.or_one(c)), p.z.scale.or_one(c));
   }
   if (threadIdx.x < 2 * kRelayStates)
     floats(At::kScales)[threadIdx.x] =
@@ -124,12 +125,11 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
   }
   for (int i = warp; i < At::kChannels; i += At::kThreads / 32) {
     const int64_t c = channel_of(i);
-    const float scale = p.dt.scale.or_one(c), bias = p.dt_bias[c], z_scale = p.z.scale.or_one(c);
+    const float scale = p.dt.scale.or_one(c), bias = p.dt_bias[c];
 #pragma unroll 4
     for (int k = lane; k < 256; k += 32) {
       const float v = static_cast<float>(static_cast<int8_t>(k));
       floats(At::kSoftplus)[i * 256 + k] = softplus(fmaf(v, scale, bias));
-      floats(At::kGate)[i * 256 + k] = p.z.data ? silu(v * z_scale) : 1.0f;
     }
   }
   wait_copies();
@@ -228,8 +228,12 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
 #pragma unroll
       for (int i = 0; i < 4; ++i) result[i] += part[i];
     }
+    if (p.z.data) {
+      const float z_scale = floats(At::kConstants)[4 * row + 3];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) result[i] *= floats(At::kGate)[row * 256 + tile[2 * kTile + i * kRelayChannels]];
+      for (int i = 0; i < 4; ++i)
+        result[i] *= silu(small_to_float(static_cast<int8_t>(tile[2 * kTile + i * kRelayChannels])) * z_scale);
+    }
     const int t = now * kRelaySteps + steps;
     const RelayRows rows = rows_at(arena + At::kOutRows + 16 * row);
     switch (p.out_type) {
