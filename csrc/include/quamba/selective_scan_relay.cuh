@@ -5,7 +5,8 @@
 // as soon as its steps are run, while this warp goes on with the next state: so four warps are at work on a channel,
 // each a state behind the one before, and no exponential and no step is computed twice. The word that is handed over
 // holds the number of its piece: whoever waits for it looks at nothing else. The warps meet at no barrier; what they
-// share beside the states, B and C as floats, is written two chunks ahead of its use, and counted.
+// share beside the states, B and C as floats and the bytes of x, dt and z, is written two or three chunks ahead of its
+// use, and counted.
 //
 // Softplus, a function of one byte, is looked up in a table of each channel. The gate is computed: its look-ups would
 // take twice the wavefronts of the bytes, by conflicts of banks, and shared memory is what limits this kernel.
@@ -19,15 +20,13 @@ template <int GROUPS>
 __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2 : 1)
     selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
   using At = RelayLayout<GROUPS>;
-  constexpr int kTile = At::kTile, kRowBytes = At::kPitchSums * 4;
+  constexpr int kRowBytes = At::kPitchSums * 4;
   constexpr int kStatesAtOnce = GROUPS < kRelayGroups ? 4 : 1;  // the largest block has few registers
   extern __shared__ __align__(16) char arena[];
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
-  const auto one_for_all = [](int v) {  // in uniform registers, where the others are few
-    return GROUPS < kRelayGroups ? kept_offset(v) : __shfl_sync(0xffffffffu, v, 0);
-  };
-  const int lane = threadIdx.x & 31, warp = one_for_all(threadIdx.x >> 5), group = warp / kRelayPieces;
-  const int piece = one_for_all((warp + group) % kRelayPieces);
+  // What is the same in a warp is in uniform registers, where the shuffle shows it.
+  const int lane = threadIdx.x & 31, warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), group = warp / kRelayPieces;
+  const int piece = (warp + group) % kRelayPieces;
   const int among = relay_channel(lane), row = group * kRelayChannels + among;
   const int quarter = relay_quarter(lane), steps = quarter * 4;  // the four steps that the lane prepares and finishes
   const int length = static_cast<int>(p.length), pieces = (length + kRelaySteps - 1) / kRelaySteps;
@@ -38,15 +37,28 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
     return reinterpret_cast<unsigned*>(arena + At::kCounters) + static_cast<unsigned>(chunk) % 4;
   };
 
-  // The piece's bytes of x, dt and z of the warp's channels, eight a lane: x and dt by half of the warp, then z by one.
-  const int tiles = At::kTiles + warp * 6 * kTile, copied_to = kept_offset(tiles + lane * kRelayChannels);
-  const int in_rows = At::kInRows + (group * 4 + lane / kRelaySteps) * 16;
+  // A chunk's bytes of x, dt and z of the block's channels: 16 a thread, those of a step in neighbouring threads.
+  const int shift = static_cast<int>(c0 % 16);  // of the channels in their rows of 16-byte units
+  const auto slot_of = [](unsigned chunk) { return static_cast<int>(chunk % At::kSlots) * At::kSlot; };
+  const int first_step = threadIdx.x / At::kCopies, column = threadIdx.x % At::kCopies;
+  const int copied_to = kept_offset(At::kTiles + column / At::kUnits * At::kTile + column % At::kUnits * 16 +
+                                    first_step * At::kRow + first_step / 4 * At::kGap);
+  const int in_rows = kept_offset(At::kInRows + 16 * (first_step < At::kStepsAtOnce ? column : At::kCopies));
   const auto fetch_tiles = [&](int chunk) {
-    const int t = chunk * At::kChunk + piece * kRelaySteps + lane % kRelaySteps;
+    const RelayRows rows = rows_at(arena + in_rows);
+    char* const to = arena + slot_of(chunk) + copied_to;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const RelayRows rows = rows_at(arena + in_rows + i * 32);
-      if (t < rows.count) copy_pair_async(arena + copied_to + ((chunk & 1) * 3 + 2 * i) * kTile, rows.at(t));
+    for (int i = 0; i < At::kChunk; i += At::kStepsAtOnce) {
+      const int step = i + threadIdx.x / At::kCopies, t = chunk * At::kChunk + step;
+      if ((At::kChunk % At::kStepsAtOnce != 0 && step >= At::kChunk) || t >= rows.count) continue;
+      char* const unit = to + i * At::kRow + i / 4 * At::kGap;
+      if (p.quads) {
+        copy_quad_async(unit, rows.at(t));
+      } else {
+        const int64_t c = c0 - shift + thread_index() % At::kCopies % At::kUnits * 16;
+        copy_pair_async(unit, rows.at(t));
+        if (c + 8 < p.channels) copy_pair_async(unit + 8, rows.at(t) + 8);
+      }
     }
   };
   // The words of B and C that a thread widens are its own from the copy on.
@@ -82,10 +94,10 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
     const Sequence& s = threadIdx.x < At::kWords / 2 ? p.B : p.C;
     const char* const start = static_cast<const char*>(s.data) + b * s.batch + threadIdx.x % 4 * 4;
     put_rows(arena + At::kStateRows + 16 * threadIdx.x, start, s.time, length);
-  } else if (threadIdx.x < At::kWords + GROUPS * 4) {
-    const int i = threadIdx.x - At::kWords, which = i % 4;
+  } else if (threadIdx.x < At::kWords + At::kCopies + 1) {
+    const int i = threadIdx.x - At::kWords, which = i / At::kUnits;
     const Sequence& s = which == 0 ? p.x : which == 1 ? p.dt : p.z;
-    const int64_t c = c0 + i / 4 * kRelayChannels;
+    const int64_t c = c0 - shift + i % At::kUnits * 16;
     const char* const start = static_cast<const char*>(s.data) + b * s.batch + c;
     const bool present = s.data != nullptr && which < 3 && c < p.channels;
     put_rows(arena + At::kInRows + 16 * i, start, s.time, present ? length : 0);
@@ -103,7 +115,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
         (threadIdx.x < kRelayStates ? p.B : p.C).scale.or_one(threadIdx.x % kRelayStates);
   if (threadIdx.x < 4) *counter(threadIdx.x) = 0;
   __syncthreads();
-  fetch_tiles(0);
+  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
   fetch_states(0);
 
   // A word waits for the warp of the next piece where this warp, or the state that the call began with, has put it.
@@ -143,33 +155,33 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
   // The lane's channel and steps among its warp's; the lane's own sums.
   const int own = kept_offset(At::kSums + warp * 4 * At::kQuarterSums + among * kRowBytes + steps * 4);
   const int mine = own + quarter * (At::kQuarterSums - 16);
-  const int bytes = kept_offset(tiles + steps * kRelayChannels + among);
+  const int bytes = kept_offset(At::kTiles + (piece * kRelaySteps + steps) * At::kRow +
+                                (piece * 4 + quarter) * At::kGap + shift + row);
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
 
   int wide = 0;
   for (int chunk = 0; chunk * kRelayPieces + piece < pieces; ++chunk) {
     const int now = chunk * kRelayPieces + piece;
     wait_copies();
-    // When all warps have begun chunk - 2, this one's B and C are there, and none reads those of chunk - 3 any more,
-    // whose place is that of chunk + 2.
+    // When all warps have begun chunk - 2, this one's bytes, B and C are there, and none reads those of chunk - 3 any
+    // more, whose places are those of the bytes of chunk + 3, and of B and C of chunk + 2.
     while (counted(counter(chunk + 2)) < static_cast<unsigned>(chunk + 2) / 4 * (At::kThreads / 32)) continue;
     widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
     __syncwarp();
     if (lane == 0) count_warp(counter(chunk));
     fetch_states(chunk + 3);
-    fetch_tiles(chunk + 1);
+    fetch_tiles(chunk + 3);
 
-    const uint8_t* const tile =
-        reinterpret_cast<const uint8_t*>(arena) + bytes + (chunk & 1) * 3 * kTile;
+    const uint8_t* const tile = reinterpret_cast<const uint8_t*>(arena) + bytes + slot_of(chunk);
     const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
     {
       const int valid = length - now * kRelaySteps - steps;
       float dt[4], dtx[4], skipped[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) dt[i] = floats(At::kSoftplus)[row * 256 + tile[kTile + i * kRelayChannels]];
+      for (int i = 0; i < 4; ++i) dt[i] = floats(At::kSoftplus)[row * 256 + tile[At::kTile + i * At::kRow]];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float x = small_to_float(static_cast<int8_t>(tile[i * kRelayChannels])) * constants.x;
+        const float x = small_to_float(static_cast<int8_t>(tile[i * At::kRow])) * constants.x;
         dtx[i] = dt[i] * x;
         skipped[i] = constants.y * x;
       }
@@ -232,7 +244,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
       const float z_scale = floats(At::kConstants)[4 * row + 3];
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        result[i] *= silu(small_to_float(static_cast<int8_t>(tile[2 * kTile + i * kRelayChannels])) * z_scale);
+        result[i] *= silu(small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale);
     }
     const int t = now * kRelaySteps + steps;
     const RelayRows rows = rows_at(arena + At::kOutRows + 16 * row);
