@@ -28,8 +28,8 @@ struct RelayLayout {
   static constexpr int kCopies = 3 * kUnits;                    // of a step of x, dt and z
   static constexpr int kStepsAtOnce =                           // that the block copies: a multiple of 4
       kThreads / kCopies < kChunk ? kThreads / kCopies / 4 * 4 : kChunk;
-  static constexpr int kPitchSums = kRelaySteps + 4;            // floats of a lane
-  static constexpr int kQuarterSums = kRelayChannels * kPitchSums * 4 + 16;  // bytes of eight lanes: see relay_channel
+  static constexpr int kQuadsPitch = (kRelaySteps + 4) * 4;     // bytes of a channel's steps: see relay_channel
+  static constexpr int kQuads = kRelayChannels * kQuadsPitch;
 
   static constexpr int kScales = kRing * kWide;                     // of B and of C
   static constexpr int kCounters = kScales + 2 * kRelayStates * 4;  // warps that have widened their part of a chunk
@@ -41,14 +41,14 @@ struct RelayLayout {
   static constexpr int kA = kConstants + kChannels * 16;            // log2(e) A: (group, state of a quarter, lane)
   static constexpr int kHanded = kA + GROUPS * 4 * 32 * 4;          // (piece, group, state of a quarter, lane)
   static constexpr int kTiles = kHanded + kThreads * 4 * 8;         // (chunk % kSlots, x dt z)
-  static constexpr int kSums = kTiles + kSlots * kSlot;  // (warp, quarter, channel), before that dt and dt x
-  static constexpr int kSoftplus = kSums + kThreads / 8 * kQuarterSums;  // (channels, 256)
+  static constexpr int kPrepared = kTiles + kSlots * kSlot;         // (warp, dt | dt x | D x, channel, step)
+  static constexpr int kSoftplus = kPrepared + kThreads / 32 * 3 * kQuads;  // (channels, 256)
   static constexpr int kTotal = kSoftplus + kChannels * 1024;
 };
 
 // A lane's channel of the eight and its quarter of the states. A 128-bit load takes two wavefronts where lanes i and
 // i ^ 1 read the same, as of B and C, or lanes i and i ^ 2, as of dt and dt x, and four elsewhere. Eight lanes in a row
-// have four channels, two apart, and two quarters: their 16-byte parts of the sums are on distinct banks.
+// have four channels, two apart, and two quarters: their 16-byte parts of the steps are on distinct banks.
 __device__ __forceinline__ int relay_channel(int lane) { return (lane & 1) << 1 | (lane & 4) | (lane >> 3 & 1); }
 __device__ __forceinline__ int relay_quarter(int lane) { return (lane >> 1 & 1) | (lane >> 3 & 2); }
 
@@ -143,6 +143,12 @@ __device__ __forceinline__ void store_quad(float* to, const float (&v)[4]) {
 __device__ __forceinline__ int kept_offset(int v) {
   asm volatile("" : "+r"(v));
   return v;
+}
+
+// The sum with the lane `other` bits away, which has the other value of `upper`, of the half that is this lane's.
+__device__ __forceinline__ float add_half(float lower_half, float upper_half, int upper, int other) {
+  const float kept = upper ? upper_half : lower_half, given = upper ? lower_half : upper_half;
+  return kept + __shfl_xor_sync(0xffffffffu, given, other);
 }
 
 // threadIdx.x read anew, so that the compiler keeps nothing that it could compute from it.

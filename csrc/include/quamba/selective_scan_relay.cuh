@@ -20,7 +20,6 @@ template <int GROUPS>
 __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2 : 1)
     selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
   using At = RelayLayout<GROUPS>;
-  constexpr int kRowBytes = At::kPitchSums * 4;
   constexpr int kStatesAtOnce = GROUPS < kRelayGroups ? 4 : 1;  // the largest block has few registers
   extern __shared__ __align__(16) char arena[];
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
@@ -152,9 +151,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
   fetch_states(2);
   __syncthreads();
 
-  // The lane's channel and steps among its warp's; the lane's own sums.
-  const int own = kept_offset(At::kSums + warp * 4 * At::kQuarterSums + among * kRowBytes + steps * 4);
-  const int mine = own + quarter * (At::kQuarterSums - 16);
+  const int own = kept_offset(At::kPrepared + warp * 3 * At::kQuads + among * At::kQuadsPitch + steps * 4);
   const int bytes = kept_offset(At::kTiles + (piece * kRelaySteps + steps) * At::kRow +
                                 (piece * 4 + quarter) * At::kGap + shift + row);
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
@@ -191,13 +188,13 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
           if (i >= valid) dt[i] = dtx[i] = 0.0f;
       }
       store_quad(floats(own), dt);
-      store_quad(floats(own + At::kQuarterSums), dtx);
-      store_quad(floats(mine + kRelaySteps * 4), skipped);
+      store_quad(floats(own + At::kQuads), dtx);
+      store_quad(floats(own + 2 * At::kQuads), skipped);
     }
     __syncwarp();
     float dt[kRelaySteps], dtx[kRelaySteps], y[kRelaySteps] = {};
     load_quads(floats(own) - steps, dt);
-    load_quads(floats(own + At::kQuarterSums) - steps, dtx);
+    load_quads(floats(own + At::kQuads) - steps, dtx);
 
     int bs = wide + piece_steps, looked = from, handed = to, factor = as;
 #pragma unroll kStatesAtOnce
@@ -226,20 +223,13 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
       bs += 4 * At::kPitch * 4, looked += 256, handed += 256, factor += 128;
     }
 
-    // The sums of the four quarters, a quarter of the steps a lane.
-    __syncwarp();
+    // The sums of the four quarters: twice a lane keeps half of the steps and gives another quarter's the other half.
+    float half[kRelaySteps / 2], result[4];
 #pragma unroll
-    for (int i = 0; i < kRelaySteps; i += 4) store_quad(floats(mine) + i, {y[i], y[i + 1], y[i + 2], y[i + 3]});
-    __syncwarp();
-    float result[4];
-    load_quads(floats(mine) + kRelaySteps, result);
+    for (int i = 0; i < kRelaySteps / 2; ++i) half[i] = add_half(y[i], y[kRelaySteps / 2 + i], quarter / 2, 16);
+    load_quads(floats(own + 2 * At::kQuads), result);
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      float part[4];
-      load_quads(floats(own + r * At::kQuarterSums), part);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) result[i] += part[i];
-    }
+    for (int i = 0; i < 4; ++i) result[i] += add_half(half[i], half[4 + i], quarter % 2, 2);
     if (p.z.data) {
       const float z_scale = floats(At::kConstants)[4 * row + 3];
 #pragma unroll
