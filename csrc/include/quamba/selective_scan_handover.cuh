@@ -20,7 +20,7 @@ struct RelayLayout {
   static constexpr int kSide = kRelayStates * kPitch;           // floats of B, then as many of C
   static constexpr int kRing = 5, kWide = 2 * kSide * 4;        // chunks that are kept as floats, bytes of one
   static constexpr int kWords = 2 * kRelayStates / 4;           // of a step of B and C, as they come from memory
-  static constexpr int kUnits = (kChannels + 8 + 15) / 16;      // of 16 bytes that hold a row from any multiple of 8 on
+  static constexpr int kUnits = (kChannels + GROUPS % 2 * 8 + 15) / 16;  // of 16 bytes that hold a row of any block
   static constexpr int kRow = 16 * kUnits, kGap = 16;           // bytes of a step of x, dt or z, and after each fourth:
                                                                 // a warp's four quarters are on distinct banks
   static constexpr int kTile = kChunk * kRow + kChunk / 4 * kGap;  // a chunk of x, dt or z

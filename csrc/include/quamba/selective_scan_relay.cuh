@@ -8,8 +8,8 @@
 // share beside the states, B and C as floats and the bytes of x, dt and z, is written two or three chunks ahead of its
 // use, and counted.
 //
-// Softplus, a function of one byte, is looked up in a table of each channel. The gate is computed: its look-ups would
-// take twice the wavefronts of the bytes, by conflicts of banks, and shared memory is what limits this kernel.
+// Softplus, a function of one byte, is looked up in a table of each channel. The gate is computed: a look-up takes
+// three to four wavefronts, for four lanes of a channel share a bank, and shared memory is what limits this kernel.
 #pragma once
 
 #include "quamba/selective_scan_handover.cuh"
