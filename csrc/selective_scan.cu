@@ -115,10 +115,10 @@ ChunkPlan plan_chunks(ScanParams p, int device, int processors) {
   return best;
 }
 
-// Whether the rows of int8 can be copied in 8-byte pieces, and their stride be kept in 32 bits.
-bool in_pairs(const Sequence& s) {
+// Whether the rows of int8 can be copied in pieces of so many bytes, and their stride be kept in 32 bits.
+bool in_pieces(const Sequence& s, int bytes) {
   return s.data == nullptr ||
-         (aligned(s.data, 8) && s.batch % 8 == 0 && s.time % 8 == 0 && s.time >= 0 && s.time <= INT32_MAX);
+         (aligned(s.data, bytes) && s.batch % bytes == 0 && s.time % bytes == 0 && s.time >= 0 && s.time <= INT32_MAX);
 }
 
 // The bytes of shared memory that a block of so many groups of channels asks for.
@@ -134,9 +134,9 @@ int relay_bytes(int groups) {
 int plan_relay(const ScanParams& p, int device, int processors) {
   static const char* const forced = std::getenv("QUAMBA_SCAN_RELAY");  // 0 to kRelayGroups, for tuning
   static const char* const other = std::getenv("QUAMBA_SCAN_LANES");
-  const bool fits = p.states == kRelayStates && p.channels % kRelayChannels == 0 && in_pairs(p.x) && in_pairs(p.dt) &&
-                    in_pairs(p.z) && p.B.time >= 0 && p.B.time <= INT32_MAX && p.C.time >= 0 &&
-                    p.C.time <= INT32_MAX && p.length < INT32_MAX / 2 && p.channels <= INT32_MAX / 4;
+  const bool fits = p.states == kRelayStates && p.channels % kRelayChannels == 0 && in_pieces(p.x, 8) &&
+                    in_pieces(p.dt, 8) && in_pieces(p.z, 8) && p.B.time >= 0 && p.B.time <= INT32_MAX &&
+                    p.C.time >= 0 && p.C.time <= INT32_MAX && p.length < INT32_MAX / 2 && p.channels <= INT32_MAX / 4;
   if (!fits || (forced == nullptr && (other != nullptr || p.length < 512))) return 0;
   int shared = 0, best = 0;
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
@@ -198,6 +198,7 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
   if (!relay && bytes && async && p.states % 4 == 0 && p.states <= kChunkStates)
     plan = plan_chunks(p, x.get_device_index(), processors);
   if (plan.lanes) p.block_channels = plan.channels;
+  p.quads = p.channels % 16 == 0 && in_pieces(p.x, 16) && in_pieces(p.dt, 16) && in_pieces(p.z, 16);
   const cudaError_t error = relay              ? launch_relay(p, relay, stream)
                             : plan.lanes == 16   ? launch_selective_scan_chunks<16>(p, stream)
                             : plan.lanes == 32 ? launch_selective_scan_chunks<32>(p, stream)

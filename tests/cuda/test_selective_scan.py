@@ -152,9 +152,11 @@ def test_relay(batch, length, channels, out, per_channel) -> None:
     run(args, scales(channels, mean=0.1) if out == torch.int8 else None, out, state_for(args))
 
 
+# Rows of 96 channels are copied in pieces of 16 bytes, those of 88 by 8.
+@pytest.mark.parametrize("channels", [88, 96])
 @pytest.mark.parametrize("gated", [False, True])
-def test_relay_with_views(gated) -> None:
-    args = arguments(length=600, channels=88)
+def test_relay_with_views(gated, channels) -> None:
+    args = arguments(length=600, channels=channels)
     for name in ("x", "dt", "B", "C", "z"):
         args[name] = sliced(args[name])
     args["A"] = args["A"].T.contiguous().T
@@ -180,7 +182,8 @@ def test_every_number_of_groups(groups) -> None:
     environment = {**os.environ, "QUAMBA_SCAN_RELAY": groups}
     code = "from tests.cuda.test_selective_scan import arguments, run, state_for; import torch; torch.manual_seed(0)\n"
     code += "for length in (1, 15, 16, 17, 48, 49, 63, 64, 65, 128, 129, 200, 321, 700):\n"
-    code += "    args = arguments(length=length, channels=72); run(args, None, torch.float32, state_for(args))"
+    code += "    for size in (72, 80):\n"
+    code += "        args = arguments(length=length, channels=size); run(args, None, torch.float32, state_for(args))"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 

@@ -32,6 +32,7 @@ struct ScanParams {
   void* out;  // (B, L, D), contiguous
   float* state;  // (B, D, N) or none
   int64_t state_batch, state_channel, state_state;
+  bool quads;  // selective_scan_relay: the rows of x, dt and z can be copied in 16-byte pieces
 };
 
 // Where the parts of a block's shared memory begin, in bytes; the host asks for `total`.

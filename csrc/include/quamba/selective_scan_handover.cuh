@@ -20,24 +20,37 @@ struct RelayLayout {
   static constexpr int kSide = kRelayStates * kPitch;           // floats of B, then as many of C
   static constexpr int kRing = 5, kWide = 2 * kSide * 4;        // chunks that are kept as floats, bytes of one
   static constexpr int kWords = 2 * kRelayStates / 4;           // of a step of B and C, as they come from memory
-  static constexpr int kTile = kRelaySteps * kRelayChannels;    // a warp's piece of x, dt or z
-  static constexpr int kPitchSums = kRelaySteps + 4;            // floats of a lane: four lanes' are on distinct banks
+  static constexpr int kUnits = (kChannels + GROUPS % 2 * 8 + 15) / 16;  // of 16 bytes that hold a row of any block
+  static constexpr int kRow = 16 * kUnits, kGap = 16;           // bytes of a step of x, dt or z, and after each fourth:
+                                                                // a warp's four quarters are on distinct banks
+  static constexpr int kTile = kChunk * kRow + kChunk / 4 * kGap;  // a chunk of x, dt or z
+  static constexpr int kSlots = 6, kSlot = 3 * kTile;           // chunks of x, dt and z that are kept
+  static constexpr int kCopies = 3 * kUnits;                    // of a step of x, dt and z
+  static constexpr int kStepsAtOnce =                           // that the block copies: a multiple of 4
+      kThreads / kCopies < kChunk ? kThreads / kCopies / 4 * 4 : kChunk;
+  static constexpr int kQuadsPitch = (kRelaySteps + 4) * 4;     // bytes of a channel's steps: see relay_channel
+  static constexpr int kQuads = kRelayChannels * kQuadsPitch;
 
   static constexpr int kScales = kRing * kWide;                     // of B and of C
   static constexpr int kCounters = kScales + 2 * kRelayStates * 4;  // warps that have widened their part of a chunk
   static constexpr int kRaw = kCounters + 16;                       // (kWords, time)
   static constexpr int kStateRows = kRaw + kWords * kChunk * 4;     // RelayRows of the words
-  static constexpr int kInRows = kStateRows + kWords * 16;          // RelayRows: (group, x dt z none)
-  static constexpr int kOutRows = kInRows + GROUPS * 4 * 16;        // RelayRows: (channels)
-  static constexpr int kConstants = kOutRows + kChannels * 16;      // scale of x, D, reciprocal of the result's scale
+  static constexpr int kInRows = kStateRows + kWords * 16;          // RelayRows: (x dt z, unit), and none
+  static constexpr int kOutRows = kInRows + (kCopies + 1) * 16;        // RelayRows: (channels)
+  static constexpr int kConstants = kOutRows + kChannels * 16;      // scale of x, D, 1 / scale of result, scale of z
   static constexpr int kA = kConstants + kChannels * 16;            // log2(e) A: (group, state of a quarter, lane)
   static constexpr int kHanded = kA + GROUPS * 4 * 32 * 4;          // (piece, group, state of a quarter, lane)
-  static constexpr int kTiles = kHanded + kThreads * 4 * 8;         // (warp, chunk & 1, x dt z)
-  static constexpr int kSums = kTiles + kThreads / 32 * 6 * kTile;  // (lane, kPitchSums), before that dt and dt x
-  static constexpr int kSoftplus = kSums + kThreads * kPitchSums * 4;  // (channels, 256)
-  static constexpr int kGate = kSoftplus + kChannels * 1024;
-  static constexpr int kTotal = kGate + kChannels * 1024;
+  static constexpr int kTiles = kHanded + kThreads * 4 * 8;         // (chunk % kSlots, x dt z)
+  static constexpr int kPrepared = kTiles + kSlots * kSlot;         // (warp, dt | dt x | D x, channel, step)
+  static constexpr int kSoftplus = kPrepared + kThreads / 32 * 3 * kQuads;  // (channels, 256)
+  static constexpr int kTotal = kSoftplus + kChannels * 1024;
 };
+
+// A lane's channel of the eight and its quarter of the states. A 128-bit load takes two wavefronts where lanes i and
+// i ^ 1 read the same, as of B and C, or lanes i and i ^ 2, as of dt and dt x, and four elsewhere. Eight lanes in a row
+// have four channels, two apart, and two quarters: their 16-byte parts of the steps are on distinct banks.
+__device__ __forceinline__ int relay_channel(int lane) { return (lane & 1) << 1 | (lane & 4) | (lane >> 3 & 1); }
+__device__ __forceinline__ int relay_quarter(int lane) { return (lane >> 1 & 1) | (lane >> 3 & 2); }
 
 // Rows of a tensor: where the first is, bytes from one to the next, and how many may be touched.
 struct alignas(16) RelayRows {
@@ -58,6 +71,11 @@ __device__ __forceinline__ void put_rows(void* to, const void* first, int64_t st
 __device__ __forceinline__ RelayRows rows_at(const void* from) {
   const uint4 v = *static_cast<const uint4*>(from);
   return {static_cast<uint64_t>(v.y) << 32 | v.x, v.z, static_cast<int>(v.w)};
+}
+
+__device__ __forceinline__ void copy_quad_async(void* shared, const void* global) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global));
 }
 
 // A state and the number of the piece that it is for: one access, so that either tells about the other.
@@ -125,6 +143,19 @@ __device__ __forceinline__ void store_quad(float* to, const float (&v)[4]) {
 __device__ __forceinline__ int kept_offset(int v) {
   asm volatile("" : "+r"(v));
   return v;
+}
+
+// The sum with the lane `other` bits away, which has the other value of `upper`, of the half that is this lane's.
+__device__ __forceinline__ float add_half(float lower_half, float upper_half, int upper, int other) {
+  const float kept = upper ? upper_half : lower_half, given = upper ? lower_half : upper_half;
+  return kept + __shfl_xor_sync(0xffffffffu, given, other);
+}
+
+// threadIdx.x read anew, so that the compiler keeps nothing that it could compute from it.
+__device__ __forceinline__ unsigned thread_index() {
+  unsigned index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
 }
 
 }  // namespace quamba

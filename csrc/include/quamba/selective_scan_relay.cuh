@@ -5,9 +5,11 @@
 // as soon as its steps are run, while this warp goes on with the next state: so four warps are at work on a channel,
 // each a state behind the one before, and no exponential and no step is computed twice. The word that is handed over
 // holds the number of its piece: whoever waits for it looks at nothing else. The warps meet at no barrier; what they
-// share beside the states, B and C as floats, is written two chunks ahead of its use, and counted.
+// share beside the states, B and C as floats and the bytes of x, dt and z, is written two or three chunks ahead of its
+// use, and counted.
 //
-// What is a function of one byte, softplus and the gate, is looked up in tables, a pair for each channel.
+// Softplus, a function of one byte, is looked up in a table of each channel. The gate is computed: a look-up takes
+// three to four wavefronts, for four lanes of a channel share a bank, and shared memory is what limits this kernel.
 #pragma once
 
 #include "quamba/selective_scan_handover.cuh"
@@ -18,14 +20,14 @@ template <int GROUPS>
 __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2 : 1)
     selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
   using At = RelayLayout<GROUPS>;
-  constexpr int kTile = At::kTile, kRowBytes = At::kPitchSums * 4;
   constexpr int kStatesAtOnce = GROUPS < kRelayGroups ? 4 : 1;  // the largest block has few registers
   extern __shared__ __align__(16) char arena[];
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, group = warp / kRelayPieces;
-  const int piece = kept_offset((warp + group) % kRelayPieces);
-  const int row = group * kRelayChannels + lane % kRelayChannels;
-  const int quarter = lane / kRelayChannels, steps = quarter * 4;  // the four steps that the lane prepares and finishes
+  // What is the same in a warp is in uniform registers, where the shuffle shows it.
+  const int lane = threadIdx.x & 31, warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), group = warp / kRelayPieces;
+  const int piece = (warp + group) % kRelayPieces;
+  const int among = relay_channel(lane), row = group * kRelayChannels + among;
+  const int quarter = relay_quarter(lane), steps = quarter * 4;  // the four steps that the lane prepares and finishes
   const int length = static_cast<int>(p.length), pieces = (length + kRelaySteps - 1) / kRelaySteps;
   const int64_t b = blockIdx.y, c0 = static_cast<int64_t>(blockIdx.x) * At::kChannels;
   const auto channel_of = [&](int row) { return c0 + row < p.channels ? c0 + row : c0; };
@@ -34,15 +36,28 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
     return reinterpret_cast<unsigned*>(arena + At::kCounters) + static_cast<unsigned>(chunk) % 4;
   };
 
-  // The piece's bytes of x, dt and z of the warp's channels, eight a lane: x and dt by half of the warp, then z by one.
-  const int tiles = At::kTiles + warp * 6 * kTile, copied_to = kept_offset(tiles + lane * kRelayChannels);
-  const int in_rows = At::kInRows + (group * 4 + lane / kRelaySteps) * 16;
+  // A chunk's bytes of x, dt and z of the block's channels: 16 a thread, those of a step in neighbouring threads.
+  const int shift = static_cast<int>(c0 % 16);  // of the channels in their rows of 16-byte units
+  const auto slot_of = [](unsigned chunk) { return static_cast<int>(chunk % At::kSlots) * At::kSlot; };
+  const int first_step = threadIdx.x / At::kCopies, column = threadIdx.x % At::kCopies;
+  const int copied_to = kept_offset(At::kTiles + column / At::kUnits * At::kTile + column % At::kUnits * 16 +
+                                    first_step * At::kRow + first_step / 4 * At::kGap);
+  const int in_rows = kept_offset(At::kInRows + 16 * (first_step < At::kStepsAtOnce ? column : At::kCopies));
   const auto fetch_tiles = [&](int chunk) {
-    const int t = chunk * At::kChunk + piece * kRelaySteps + lane % kRelaySteps;
+    const RelayRows rows = rows_at(arena + in_rows);
+    char* const to = arena + slot_of(chunk) + copied_to;
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const RelayRows rows = rows_at(arena + in_rows + i * 32);
-      if (t < rows.count) copy_pair_async(arena + copied_to + ((chunk & 1) * 3 + 2 * i) * kTile, rows.at(t));
+    for (int i = 0; i < At::kChunk; i += At::kStepsAtOnce) {
+      const int step = i + threadIdx.x / At::kCopies, t = chunk * At::kChunk + step;
+      if ((At::kChunk % At::kStepsAtOnce != 0 && step >= At::kChunk) || t >= rows.count) continue;
+      char* const unit = to + i * At::kRow + i / 4 * At::kGap;
+      if (p.quads) {
+        copy_quad_async(unit, rows.at(t));
+      } else {
+        const int64_t c = c0 - shift + thread_index() % At::kCopies % At::kUnits * 16;
+        copy_pair_async(unit, rows.at(t));
+        if (c + 8 < p.channels) copy_pair_async(unit + 8, rows.at(t) + 8);
+      }
     }
   };
   // The words of B and C that a thread widens are its own from the copy on.
@@ -78,10 +93,10 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
     const Sequence& s = threadIdx.x < At::kWords / 2 ? p.B : p.C;
     const char* const start = static_cast<const char*>(s.data) + b * s.batch + threadIdx.x % 4 * 4;
     put_rows(arena + At::kStateRows + 16 * threadIdx.x, start, s.time, length);
-  } else if (threadIdx.x < At::kWords + GROUPS * 4) {
-    const int i = threadIdx.x - At::kWords, which = i % 4;
+  } else if (threadIdx.x < At::kWords + At::kCopies + 1) {
+    const int i = threadIdx.x - At::kWords, which = i / At::kUnits;
     const Sequence& s = which == 0 ? p.x : which == 1 ? p.dt : p.z;
-    const int64_t c = c0 + i / 4 * kRelayChannels;
+    const int64_t c = c0 - shift + i % At::kUnits * 16;
     const char* const start = static_cast<const char*>(s.data) + b * s.batch + c;
     const bool present = s.data != nullptr && which < 3 && c < p.channels;
     put_rows(arena + At::kInRows + 16 * i, start, s.time, present ? length : 0);
@@ -92,14 +107,14 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
              static_cast<char*>(p.out) + (b * p.length * p.channels + c) * size, p.channels * size,
              c0 + threadIdx.x < p.channels ? length : 0);
     reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
-        make_float4(p.x.scale.or_one(c), p.D[c], reciprocal_approx(p.out_scale.or_one(c)), 0.0f);
+        make_float4(p.x.scale.or_one(c), p.D[c], reciprocal_approx(p.out_scale.or_one(c)), p.z.scale.or_one(c));
   }
   if (threadIdx.x < 2 * kRelayStates)
     floats(At::kScales)[threadIdx.x] =
         (threadIdx.x < kRelayStates ? p.B : p.C).scale.or_one(threadIdx.x % kRelayStates);
   if (threadIdx.x < 4) *counter(threadIdx.x) = 0;
   __syncthreads();
-  fetch_tiles(0);
+  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
   fetch_states(0);
 
   // A word waits for the warp of the next piece where this warp, or the state that the call began with, has put it.
@@ -121,12 +136,11 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
   }
   for (int i = warp; i < At::kChannels; i += At::kThreads / 32) {
     const int64_t c = channel_of(i);
-    const float scale = p.dt.scale.or_one(c), bias = p.dt_bias[c], z_scale = p.z.scale.or_one(c);
+    const float scale = p.dt.scale.or_one(c), bias = p.dt_bias[c];
 #pragma unroll 4
     for (int k = lane; k < 256; k += 32) {
       const float v = static_cast<float>(static_cast<int8_t>(k));
       floats(At::kSoftplus)[i * 256 + k] = softplus(fmaf(v, scale, bias));
-      floats(At::kGate)[i * 256 + k] = p.z.data ? silu(v * z_scale) : 1.0f;
     }
   }
   wait_copies();
@@ -137,36 +151,34 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
   fetch_states(2);
   __syncthreads();
 
-  // The lane's channel and steps among its warp's; the lane's own sums.
-  const int own = kept_offset(At::kSums + warp * 32 * kRowBytes + lane % kRelayChannels * kRowBytes + steps * 4);
-  const int mine = kept_offset(At::kSums + static_cast<int>(threadIdx.x) * kRowBytes);
+  const int own = kept_offset(At::kPrepared + warp * 3 * At::kQuads + among * At::kQuadsPitch + steps * 4);
+  const int bytes = kept_offset(At::kTiles + (piece * kRelaySteps + steps) * At::kRow +
+                                (piece * 4 + quarter) * At::kGap + shift + row);
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
 
   int wide = 0;
   for (int chunk = 0; chunk * kRelayPieces + piece < pieces; ++chunk) {
     const int now = chunk * kRelayPieces + piece;
     wait_copies();
-    // When all warps have begun chunk - 2, this one's B and C are there, and none reads those of chunk - 3 any more,
-    // whose place is that of chunk + 2.
+    // When all warps have begun chunk - 2, this one's bytes, B and C are there, and none reads those of chunk - 3 any
+    // more, whose places are those of the bytes of chunk + 3, and of B and C of chunk + 2.
     while (counted(counter(chunk + 2)) < static_cast<unsigned>(chunk + 2) / 4 * (At::kThreads / 32)) continue;
     widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
     __syncwarp();
     if (lane == 0) count_warp(counter(chunk));
     fetch_states(chunk + 3);
-    fetch_tiles(chunk + 1);
+    fetch_tiles(chunk + 3);
 
-    const uint8_t* const tile =
-        reinterpret_cast<const uint8_t*>(arena) + tiles + (chunk & 1) * 3 * kTile + steps * kRelayChannels +
-        lane % kRelayChannels;
+    const uint8_t* const tile = reinterpret_cast<const uint8_t*>(arena) + bytes + slot_of(chunk);
     const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
     {
       const int valid = length - now * kRelaySteps - steps;
       float dt[4], dtx[4], skipped[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) dt[i] = floats(At::kSoftplus)[row * 256 + tile[kTile + i * kRelayChannels]];
+      for (int i = 0; i < 4; ++i) dt[i] = floats(At::kSoftplus)[row * 256 + tile[At::kTile + i * At::kRow]];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float x = small_to_float(static_cast<int8_t>(tile[i * kRelayChannels])) * constants.x;
+        const float x = small_to_float(static_cast<int8_t>(tile[i * At::kRow])) * constants.x;
         dtx[i] = dt[i] * x;
         skipped[i] = constants.y * x;
       }
@@ -176,13 +188,13 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
           if (i >= valid) dt[i] = dtx[i] = 0.0f;
       }
       store_quad(floats(own), dt);
-      store_quad(floats(own + kRelayChannels * kRowBytes), dtx);
-      store_quad(floats(mine + kRelaySteps * 4), skipped);
+      store_quad(floats(own + At::kQuads), dtx);
+      store_quad(floats(own + 2 * At::kQuads), skipped);
     }
     __syncwarp();
     float dt[kRelaySteps], dtx[kRelaySteps], y[kRelaySteps] = {};
     load_quads(floats(own) - steps, dt);
-    load_quads(floats(own + kRelayChannels * kRowBytes) - steps, dtx);
+    load_quads(floats(own + At::kQuads) - steps, dtx);
 
     int bs = wide + piece_steps, looked = from, handed = to, factor = as;
 #pragma unroll kStatesAtOnce
@@ -211,22 +223,19 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
       bs += 4 * At::kPitch * 4, looked += 256, handed += 256, factor += 128;
     }
 
-    // The sums of the four quarters, a quarter of the steps a lane.
-    __syncwarp();
+    // The sums of the four quarters: twice a lane keeps half of the steps and gives another quarter's the other half.
+    float half[kRelaySteps / 2], result[4];
 #pragma unroll
-    for (int i = 0; i < kRelaySteps; i += 4) store_quad(floats(mine) + i, {y[i], y[i + 1], y[i + 2], y[i + 3]});
-    __syncwarp();
-    float result[4];
-    load_quads(floats(mine) + kRelaySteps, result);
+    for (int i = 0; i < kRelaySteps / 2; ++i) half[i] = add_half(y[i], y[kRelaySteps / 2 + i], quarter / 2, 16);
+    load_quads(floats(own + 2 * At::kQuads), result);
 #pragma unroll
-    for (int r = 0; r < 4; ++r) {
-      float part[4];
-      load_quads(floats(own + r * kRelayChannels * kRowBytes), part);
+    for (int i = 0; i < 4; ++i) result[i] += add_half(half[i], half[4 + i], quarter % 2, 2);
+    if (p.z.data) {
+      const float z_scale = floats(At::kConstants)[4 * row + 3];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) result[i] += part[i];
+      for (int i = 0; i < 4; ++i)
+        result[i] *= silu(small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale);
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) result[i] *= floats(At::kGate)[row * 256 + tile[2 * kTile + i * kRelayChannels]];
     const int t = now * kRelaySteps + steps;
     const RelayRows rows = rows_at(arena + At::kOutRows + 16 * row);
     switch (p.out_type) {
