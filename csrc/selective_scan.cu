@@ -146,8 +146,9 @@ int plan_relay(const ScanParams& p, int device, int processors) {
     const int channels = groups * kRelayChannels;
     const int64_t blocks = (p.channels + channels - 1) / channels * p.batch;
     const int64_t share = (blocks + processors - 1) / processors;
-    const double at_a_time = static_cast<double>(groups * std::min<int64_t>(share, shared / relay_bytes(groups)));
-    const double cost = static_cast<double>(share * groups) * (at_a_time + 1.0) / at_a_time;
+    const int64_t at_a_time = groups * std::min<int64_t>(share, shared / relay_bytes(groups));
+    const double warps = static_cast<double>(at_a_time * relay_pieces(groups)) / 4;  // of a scheduler
+    const double cost = static_cast<double>(share * groups) * (warps + 1.0) / warps;
     if (best == 0 || cost < best_cost) best_cost = cost, best = groups;
   }
   return best;

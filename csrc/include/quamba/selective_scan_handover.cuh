@@ -6,16 +6,20 @@
 namespace quamba {
 
 constexpr int kRelaySteps = 16;     // of a piece
-constexpr int kRelayPieces = 4;     // of a chunk; warps to a group of channels
 constexpr int kRelayStates = 16;    // four quarters of four
 constexpr int kRelayChannels = 8;   // of a group
 constexpr int kRelayGroups = 5;     // of a block, at most
 
+// Pieces of a chunk, and warps to a group of channels. Four are at work on its states at a time, each a state behind
+// the one before; where groups are few there is room for more, which meanwhile prepare their piece or finish it.
+constexpr int relay_pieces(int groups) { return groups <= 2 ? 8 : groups == 3 ? 5 : 4; }
+
 // Where the parts of a block's shared memory begin, in bytes.
 template <int GROUPS>
 struct RelayLayout {
-  static constexpr int kThreads = GROUPS * kRelayPieces * 32, kChannels = GROUPS * kRelayChannels;
-  static constexpr int kChunk = kRelaySteps * kRelayPieces;
+  static constexpr int kPieces = relay_pieces(GROUPS);
+  static constexpr int kThreads = GROUPS * kPieces * 32, kChannels = GROUPS * kRelayChannels;
+  static constexpr int kChunk = kRelaySteps * kPieces;
   static constexpr int kPitch = kChunk + 4;  // floats of a row of B or C: the four rows of a warp are on distinct banks
   static constexpr int kSide = kRelayStates * kPitch;           // floats of B, then as many of C
   static constexpr int kRing = 5, kWide = 2 * kSide * 4;        // chunks that are kept as floats, bytes of one

@@ -1,9 +1,9 @@
 // selective_scan of int8 for 16 states and a long sequence: time across the warps, which hand each other the states.
 //
 // Time is cut into pieces of kRelaySteps steps. A warp takes eight channels, four lanes each with four of the states,
-// and every kRelayPieces-th piece; other warps take the pieces between. A state is handed to the warp of the next piece
-// as soon as its steps are run, while this warp goes on with the next state: so four warps are at work on a channel,
-// each a state behind the one before, and no exponential and no step is computed twice. The word that is handed over
+// and every kPieces-th piece; other warps take the pieces between. A state is handed to the warp of the next piece
+// as soon as its steps are run, while this warp goes on with the next state: so four warps run a channel's states, each
+// a state behind the one before, and no exponential and no step is computed twice. The word that is handed over
 // holds the number of its piece: whoever waits for it looks at nothing else. The warps meet at no barrier; what they
 // share beside the states, B and C as floats and the bytes of x, dt and z, is written two or three chunks ahead of its
 // use, and counted.
@@ -17,15 +17,15 @@
 namespace quamba {
 
 template <int GROUPS>
-__global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2 : 1)
+__global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
   using At = RelayLayout<GROUPS>;
-  constexpr int kStatesAtOnce = GROUPS < kRelayGroups ? 4 : 1;  // the largest block has few registers
+  constexpr int kStatesAtOnce = GROUPS == 3 ? 2 : GROUPS < kRelayGroups ? 4 : 1;  // as registers allow
   extern __shared__ __align__(16) char arena[];
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
   // What is the same in a warp is in uniform registers, where the shuffle shows it.
-  const int lane = threadIdx.x & 31, warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), group = warp / kRelayPieces;
-  const int piece = (warp + group) % kRelayPieces;
+  const int lane = threadIdx.x & 31, warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), group = warp / At::kPieces;
+  const int piece = (warp + group) % At::kPieces;
   const int among = relay_channel(lane), row = group * kRelayChannels + among;
   const int quarter = relay_quarter(lane), steps = quarter * 4;  // the four steps that the lane prepares and finishes
   const int length = static_cast<int>(p.length), pieces = (length + kRelaySteps - 1) / kRelaySteps;
@@ -122,14 +122,14 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
     return kept_offset(At::kHanded + ((piece * GROUPS + group) * 4 * 32 + lane) * 8);
   };
   const auto word_at = [&](int offset) { return reinterpret_cast<uint64_t*>(arena + offset); };
-  const int from = handed_by((piece + kRelayPieces - 1) % kRelayPieces), to = handed_by(piece);
+  const int from = handed_by((piece + At::kPieces - 1) % At::kPieces), to = handed_by(piece);
   const int as = kept_offset(At::kA + (group * 4 * 32 + lane) * 4);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const int n = 4 * quarter + j;
     const int64_t channel = channel_of(row);
     if (piece == 0) *floats(as + 128 * j) = p.A[channel * p.a_channel + n * p.a_state] * kLog2E;
-    const bool last = piece == kRelayPieces - 1;
+    const bool last = piece == At::kPieces - 1;
     const float initial =
         last && p.state ? p.state[b * p.state_batch + channel * p.state_channel + n * p.state_state] : 0.0f;
     hand_on(word_at(to + 256 * j), initial, last ? 0u : ~0u);
@@ -157,8 +157,8 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
 
   int wide = 0;
-  for (int chunk = 0; chunk * kRelayPieces + piece < pieces; ++chunk) {
-    const int now = chunk * kRelayPieces + piece;
+  for (int chunk = 0; chunk * At::kPieces + piece < pieces; ++chunk) {
+    const int now = chunk * At::kPieces + piece;
     wait_copies();
     // When all warps have begun chunk - 2, this one's bytes, B and C are there, and none reads those of chunk - 3 any
     // more, whose places are those of the bytes of chunk + 3, and of B and C of chunk + 2.
@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, GROUPS <= 2 ? 2
     wide = wide == (At::kRing - 1) * At::kWide ? 0 : wide + At::kWide;
   }
   wait_copies();  // of chunks that do not come
-  if (p.state && c0 + row < p.channels && (pieces - 1) % kRelayPieces == piece) {
+  if (p.state && c0 + row < p.channels && (pieces - 1) % At::kPieces == piece) {
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       p.state[b * p.state_batch + (c0 + row) * p.state_channel + (4 * quarter + j) * p.state_state] =
