@@ -17,17 +17,22 @@ int wanted() {
 
 template <bool kProduct>
 cudaError_t start(const ScanParams& p, const DtProduct& product, int processors, cudaStream_t stream) {
-  // As many parts as the device takes at a time, of four sequences or more: what belongs to a channel is read for each.
+  // As many parts as the device takes at a time, of four sequences or more, for what belongs to a channel is read for
+  // each; of fewer where multiprocessors would have nothing to do.
   const int64_t groups = (p.channels + kBulkStepChannels - 1) / kBulkStepChannels;
   const int64_t fit = std::max<int64_t>(processors * kBulkStepBlocks / groups, 1);
-  const int64_t parts = std::min(fit, (p.batch + 3) / 4);
+  const int64_t parts = std::min(fit, std::max((p.batch + 3) / 4, std::min<int64_t>(p.batch, processors / groups)));
   const int64_t forced = wanted();
   const int64_t share = forced > 0 ? forced : std::min<int64_t>((p.batch + parts - 1) / parts, kBulkStepSequences);
   const int64_t ranges = (p.batch + share - 1) / share;
   const int most = static_cast<int>((p.batch + ranges - 1) / ranges);
   const dim3 grid(static_cast<unsigned>(groups), static_cast<unsigned>(ranges));
-  return launch(selective_scan_step_bulk_kernel<kProduct>,
-                Launch{grid, kBulkStepThreads, BulkStepLayout(most).total, stream}, p, product, most);
+  const auto kernel = selective_scan_step_bulk_kernel<kProduct>;
+  // For all kBulkStepBlocks at a time.
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                                 cudaSharedmemCarveoutMaxShared);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, Launch{grid, kBulkStepThreads, BulkStepLayout(most).total, stream}, p, product, most);
 }
 
 }  // namespace

@@ -17,6 +17,7 @@ constexpr int kBulkStepChannels = kBulkStepThreads;  // of a block
 constexpr int kBulkStepBlocks = 3;                   // of a multiprocessor
 constexpr int kBulkStepStates = 16;
 constexpr int kBulkStepSlots = 6;       // of a warp's ring, at most
+constexpr int kBulkStepLag = 2;         // sequences by which a slot is filled again after its states were asked out
 constexpr int kBulkStepBatch = 8;       // sequences that are prepared together: columns of a matrix instruction
 constexpr int kBulkStepSequences = 64;  // of a block, at most
 constexpr int kBulkStepSlot = 32 * kBulkStepStates * static_cast<int>(sizeof(float));  // bytes
@@ -268,11 +269,11 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
       __syncwarp();
       if (lane == 0) {
         bulk_write(state + i * p.state_batch, place, bytes);
-        // The slot before this one: its states are on their way out, or there.
-        const int next = i - 1 + slots;
-        if (i > 0 && next < count) {
-          const int free = slot == 0 ? slots - 1 : slot - 1;
-          bulk_writes_read<1>();
+        // The slot of the last but one, whose states are on their way out, or there.
+        const int next = i - kBulkStepLag + slots;
+        if (i >= kBulkStepLag && next < count) {
+          const int free = slot < kBulkStepLag ? slot + slots - kBulkStepLag : slot - kBulkStepLag;
+          bulk_writes_read<kBulkStepLag>();
           bulk_fetch(ring + free * kBulkStepSlot, state + next * p.state_batch, bytes, full + free);
         }
       }
