@@ -222,7 +222,7 @@ Tensor step(const Tensor& x, ScanParams p, const DtProduct& product, ScalarType 
                       aligned(p.state, 16) && product.rank % 16 == 0 && product.d_batch % 16 == 0 &&
                       product.weight_row % 16 == 0 && aligned(product.d, 16) && aligned(product.weight, 16);
 #ifdef QUAMBA_SM90
-  if (vector && takes_bulk_step(p, x.get_device_index())) {
+  if (vector && takes_bulk_step(p, product, x.get_device_index())) {
     check_launch("selective_scan_step", selective_scan_step_bulk(p, kProduct ? &product : nullptr, multiprocessors(x),
                                                                  stream_of(x)));
     return out;

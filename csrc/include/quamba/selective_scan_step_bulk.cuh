@@ -2,8 +2,8 @@
 // operations in the same order as in selective_scan_step.cuh, so the same bits.
 //
 // A lane has a channel, a warp 32 neighbours, whose states of a sequence are 2 KB in a row: one copy into a slot of the
-// warp's ring, where the lane overwrites its 64 bytes, and one copy back. What belongs to a channel is read and prepared
-// once for all sequences of a block; W_dt's product is one of matrices, of eight sequences at a time.
+// warp's ring, where the lane overwrites its 64 bytes, and one copy back. What belongs to a channel is read and
+// prepared once for all sequences of a block; W_dt's product is one of matrices, of eight sequences at a time.
 #pragma once
 
 #include "quamba/bulk_copy.cuh"
@@ -48,14 +48,23 @@ __device__ __forceinline__ float4 load_four(const float* p) {
   return v;
 }
 
-// Element `at` of a batch's first sequence, and of those after it.
-__device__ __forceinline__ void load_batch(uint32_t (&bits)[kBulkStepBatch], const Sequence& s, int64_t at, int count) {
+// Neither is negative, nor above 2^31: one instruction, where 64 bits would take four.
+__device__ __forceinline__ int64_t times(int n, int64_t stride) {
+  return static_cast<int64_t>(static_cast<uint64_t>(static_cast<unsigned>(n)) * static_cast<unsigned>(stride));
+}
+
+__device__ __forceinline__ float at_channel(const Scale& scale, int c) {
+  return scale ? scale.data[c * scale.stride] : 1.0f;
+}
+
+// Element `at` of a batch's first sequence, and of those after it; past the last one of the first again.
+__device__ __forceinline__ void load_batch(uint32_t (&bits)[kBulkStepBatch], const Sequence& s, Type type, int64_t at,
+                                           int count) {
   const auto load = [&](auto* data) {
-    data += at;
 #pragma unroll
-    for (int i = 0; i < kBulkStepBatch; ++i, data += s.batch) bits[i] = i < count ? *data : 0;
+    for (int i = 0; i < kBulkStepBatch; ++i) bits[i] = data[at + times(i < count ? i : 0, s.batch)];
   };
-  switch (size_of(s.type)) {
+  switch (size_of(type)) {
     case 1:
       return load(static_cast<const uint8_t*>(s.data));
     case 2:
@@ -65,27 +74,29 @@ __device__ __forceinline__ void load_batch(uint32_t (&bits)[kBulkStepBatch], con
   }
 }
 
-// The sums of W_dt d: of a warp's 32 channels with eight sequences. Of a chunk of 64 bytes of K a lane reads 16 bytes of
-// each row, which are its parts of the operands of two instructions: all of them see K in the same other order.
+// The sums of W_dt d: of a warp's 32 channels with eight sequences. Of a chunk of 64 bytes of K a lane reads 16 bytes
+// of each row, which are its parts of the operands of two instructions: all of them see K in the same other order.
 struct BulkStepProduct {
   static constexpr int kChunks = 3;  // under way together
   int4 weight[kChunks][4], d[kChunks];
   int sums[2][4] = {};
 
-  // rows: the warp's, of which `valid` are there; sequence: lane / 4 of the batch.
+  // rows: the warp's, of which `valid` are there; sequence: lane / 4 of the batch. Past the end of K zeros of d meet
+  // whatever it is of the weight.
   __device__ __forceinline__ void fetch(const int8_t* rows, int64_t stride, int valid, const int8_t* sequence,
                                         int chunk, int pieces) {
     const int q = threadIdx.x & 3, row = (threadIdx.x & 31) / 4;
     const int8_t* of_row[4];
 #pragma unroll
-    for (int r = 0; r < 4; ++r) of_row[r] = rows + (row + 8 * r < valid ? row + 8 * r : 0) * stride;
+    for (int r = 0; r < 4; ++r) of_row[r] = rows + times(row + 8 * r < valid ? row + 8 * r : 0, stride);
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
       const int piece = 4 * (chunk + i) + q;
-      const bool inside = piece < pieces && valid > 0;
-      d[i] = inside ? load_again(sequence + 16 * piece) : make_int4(0, 0, 0, 0);
+      const bool inside = piece < pieces;
+      const int at = inside ? 16 * piece : 0;
+      d[i] = inside ? load_again(sequence + at) : make_int4(0, 0, 0, 0);
 #pragma unroll
-      for (int r = 0; r < 4; ++r) weight[i][r] = inside ? load_again(of_row[r] + 16 * piece) : make_int4(0, 0, 0, 0);
+      for (int r = 0; r < 4; ++r) weight[i][r] = load_again(of_row[r] + at);
     }
   }
 
@@ -103,8 +114,8 @@ struct BulkStepProduct {
 
 // blockIdx.x: 128 channels; blockIdx.y: one of gridDim.y equal parts of the sequences, `most` at most. N is 16, the
 // states of a sequence are contiguous and aligned, rows of A are aligned; so are those of d and W_dt, of a multiple of
-// 16.
-template <bool kProduct>
+// 16. kUsual: x, dt, z, B and C are int8, dt_bias and D float32.
+template <bool kProduct, bool kUsual>
 __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
     selective_scan_step_bulk_kernel(const ScanParams p, const DtProduct product, int most) {
   extern __shared__ __align__(128) char parts[];
@@ -123,13 +134,14 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
   const auto part = [&](unsigned i) { return static_cast<int>(static_cast<unsigned>(p.batch) * i / gridDim.y); };
   const int b0 = part(blockIdx.y), count = part(blockIdx.y + 1) - b0;
   const auto bytes = static_cast<uint32_t>(valid * kBulkStepStates * sizeof(float));
-  float* const state = p.state + b0 * p.state_batch + static_cast<int64_t>(c0) * kBulkStepStates;
-  const float* const A = p.A + c * p.a_channel;
+  float* const state = p.state + times(b0, p.state_batch) + times(c0, kBulkStepStates);
+  const float* const A = p.A + times(c, p.a_channel);
+  const auto type = [](Type known) { return kUsual ? Type::kInt8 : known; };
   let_next_start();
   if (blockIdx.y == 0 && lane == 0 && valid > 0) {
     if (p.a_channel == kBulkStepStates) prefetch(A, bytes);
     if (kProduct && product.weight_row == product.rank)
-      prefetch(product.weight + c * product.weight_row, static_cast<uint32_t>(valid * product.rank));
+      prefetch(product.weight + times(c, product.weight_row), static_cast<uint32_t>(valid * product.rank));
     prefetch(static_cast<const char*>(p.dt_bias.data) + c * size_of(p.dt_bias.type));
     prefetch(static_cast<const char*>(p.D.data) + c * size_of(p.D.type));
     if (kProduct) prefetch(product.weight_scale.data + c * product.weight_scale.stride);
@@ -140,7 +152,7 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
   }
   // What memory has time for while the kernel before leaves it alone.
   const bool asks = lane < slots && lane < count && valid > 0;
-  if (asks && in_first_wave(kBulkStepBlocks)) prefetch(state + lane * p.state_batch, bytes);
+  if (asks && in_first_wave(kBulkStepBlocks)) prefetch(state + times(lane, p.state_batch), bytes);
   if (lane == 0) {
     for (int i = 0; i < slots; ++i) bulk_barrier(full + i);
     show_to_bulk_copies();
@@ -149,20 +161,24 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
   wait_for_previous();
 
   // Everything is asked for before the first wait, what comes from afar first.
-  if (asks) bulk_fetch(ring + lane * kBulkStepSlot, state + lane * p.state_batch, bytes, full + lane);
+  if (asks) bulk_fetch(ring + lane * kBulkStepSlot, state + times(lane, p.state_batch), bytes, full + lane);
   // Lane i < 16 has element i of every fourth sequence's B, the others have C.
   const Sequence& side = lane < kBulkStepStates ? p.B : p.C;
-  const AnyVector narrow_from{side.data, side.type};
-  const int64_t narrow_stride = side.batch, narrow_at = b0 * narrow_stride + (lane & 15) * side.channel;
-  const float narrow_scale = side.scale.or_one(lane & 15);
-  const auto narrow_bits = [&](int s) { return load_bits(narrow_from, narrow_at + (s < count ? s : 0) * narrow_stride); };
+  const AnyVector narrow_from{side.data, type(side.type)};
+  const int64_t narrow_stride = side.batch, narrow_at = times(b0, narrow_stride) + times(lane & 15, side.channel);
+  const float narrow_scale = at_channel(side.scale, lane & 15);
+  const auto narrow_bits = [&](int s) {
+    return load_bits(narrow_from, narrow_at + times(s < count ? s : 0, narrow_stride));
+  };
   uint32_t early = narrow_bits(warp);
-  const uint32_t bias_bits = load_bits(p.dt_bias, c), skip_bits = load_bits(p.D, c);
-  const float xs = p.x.scale.or_one(c), dt_scale = p.dt.scale.or_one(c), zs = p.z.scale.or_one(c);
-  const float os = p.out_scale.or_one(c);
+  const AnyVector bias_of{p.dt_bias.data, kUsual ? Type::kFloat : p.dt_bias.type};
+  const AnyVector skip_of{p.D.data, kUsual ? Type::kFloat : p.D.type};
+  const uint32_t bias_bits = load_bits(bias_of, c), skip_bits = load_bits(skip_of, c);
+  const float xs = at_channel(p.x.scale, c), dt_scale = at_channel(p.dt.scale, c), zs = at_channel(p.z.scale, c);
+  const float os = at_channel(p.out_scale, c);
   const float d_scale = kProduct ? product.d_scale[0] : 1.0f;
-  const float weight_scale = kProduct ? product.weight_scale[c] : 1.0f;
-  const int8_t* const weight = product.weight + c0 * product.weight_row;
+  const float weight_scale = kProduct ? at_channel(product.weight_scale, c) : 1.0f;
+  const int8_t* const weight = product.weight + times(valid > 0 ? c0 : 0, product.weight_row);
   const int pieces = kProduct ? product.pieces() : 0;
   // The four quads of a row in an order of the lane's own: eight lanes at a time are on distinct banks.
   const int turn = lane / 2 & 3;
@@ -173,11 +189,13 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
     const int batch = count - first < kBulkStepBatch ? count - first : kBulkStepBatch;
     BulkStepProduct dots;
     const int own_sequence = first + (lane / 4 < batch ? lane / 4 : 0);
-    const int8_t* const d = product.d + (b0 + own_sequence) * product.d_batch;
-    if constexpr (kProduct) dots.fetch(weight, product.weight_row, valid, d, 0, pieces);
+    const int8_t* const d = product.d + times(b0 + own_sequence, product.d_batch);
+    int chunk = 0;
+    asm volatile("" : "+r"(chunk));  // or the addresses of all its loads would be kept for the next batch
+    if constexpr (kProduct) dots.fetch(weight, product.weight_row, valid, d, chunk, pieces);
     uint32_t x_bits[kBulkStepBatch], z_bits[kBulkStepBatch] = {}, dt_bits[kBulkStepBatch] = {};
     const auto load = [&](uint32_t (&bits)[kBulkStepBatch], const Sequence& s) {
-      load_batch(bits, s, (b0 + first) * s.batch + c * s.channel, batch);
+      load_batch(bits, s, type(s.type), times(b0 + first, s.batch) + times(c, s.channel), batch);
     };
     load(x_bits, p.x);
     if (p.z.data) load(z_bits, p.z);
@@ -201,7 +219,7 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
       }
     if constexpr (kProduct) {
       dots.multiply();
-      for (int chunk = BulkStepProduct::kChunks; 4 * chunk < pieces; chunk += BulkStepProduct::kChunks) {
+      for (chunk = BulkStepProduct::kChunks; 4 * chunk < pieces; chunk += BulkStepProduct::kChunks) {
         dots.fetch(weight, product.weight_row, valid, d, chunk, pieces);
         dots.multiply();
       }
@@ -220,7 +238,7 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
     for (int i = 0; i < 4; ++i) a[i] = load_four(A + 4 * (i ^ turn));
     // Rescaled step by step as linear does it: multiply-adds would give other integers.
     const float sum_scale = __fmul_rn(d_scale, weight_scale);
-    const float bias = from_bits(bias_bits, p.dt_bias.type), skip = from_bits(skip_bits, p.D.type);
+    const float bias = from_bits(bias_bits, bias_of.type), skip = from_bits(skip_bits, skip_of.type);
     const float out_reciprocal = reciprocal_approx(os);
 #pragma unroll 2
     for (int i = 0; i < batch; ++i) {
@@ -234,10 +252,10 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
           raw = to_float(rounded);
         }
       } else {
-        raw = from_bits(__float_as_uint(bits.x), p.dt.type);
+        raw = from_bits(__float_as_uint(bits.x), type(p.dt.type));
       }
-      const float dt = softplus(fmaf(raw, dt_scale, bias)), x = from_bits(__float_as_uint(bits.z), p.x.type) * xs;
-      const float gate = p.z.data ? silu(from_bits(__float_as_uint(bits.w), p.z.type) * zs) : 1.0f;
+      const float dt = softplus(fmaf(raw, dt_scale, bias)), x = from_bits(__float_as_uint(bits.z), type(p.x.type)) * xs;
+      const float gate = p.z.data ? silu(from_bits(__float_as_uint(bits.w), type(p.z.type)) * zs) : 1.0f;
       cells[i * 32] = make_float4(dt, dt * x, x, gate);
     }
 
@@ -268,20 +286,20 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
       show_to_bulk_copies();
       __syncwarp();
       if (lane == 0) {
-        bulk_write(state + i * p.state_batch, place, bytes);
+        bulk_write(state + times(i, p.state_batch), place, bytes);
         // The slot of the last but one, whose states are on their way out, or there.
         const int next = i - kBulkStepLag + slots;
         if (i >= kBulkStepLag && next < count) {
           const int free = slot < kBulkStepLag ? slot + slots - kBulkStepLag : slot - kBulkStepLag;
           bulk_writes_read<kBulkStepLag>();
-          bulk_fetch(ring + free * kBulkStepSlot, state + next * p.state_batch, bytes, full + free);
+          bulk_fetch(ring + free * kBulkStepSlot, state + times(next, p.state_batch), bytes, full + free);
         }
       }
       if (++slot == slots) slot = 0, parity ^= 1;
       // Pairs of pairs, as the lanes of the other kernel add: their order within is the same to the bit.
       const float sum = fmaf(skip, cell.z, (y[0] + y[1]) + (y[2] + y[3])) * cell.w;
       if (!live) continue;
-      const int64_t at = static_cast<int64_t>(b0 + i) * p.channels + c;
+      const int64_t at = times(b0 + i, p.channels) + c;
       switch (p.out_type) {
         case Type::kInt8:
           Store<int8_t>::one(static_cast<int8_t*>(p.out) + at, sum, os, out_reciprocal);
