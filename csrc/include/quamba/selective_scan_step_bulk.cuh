@@ -57,6 +57,12 @@ __device__ __forceinline__ float at_channel(const Scale& scale, int c) {
   return scale ? scale.data[c * scale.stride] : 1.0f;
 }
 
+// v, for a computation that is not to be moved to before here, where it would wait for v earlier.
+__device__ __forceinline__ float from_here(float v) {
+  asm volatile("" : "+f"(v));
+  return v;
+}
+
 // Element `at` of a batch's first sequence, and of those after it; past the last one of the first again.
 __device__ __forceinline__ void load_batch(uint32_t (&bits)[kBulkStepBatch], const Sequence& s, Type type, int64_t at,
                                            int count) {
@@ -237,9 +243,12 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[i] = load_four(A + 4 * (i ^ turn));
     // Rescaled step by step as linear does it: multiply-adds would give other integers.
-    const float sum_scale = __fmul_rn(d_scale, weight_scale);
-    const float bias = from_bits(bias_bits, bias_of.type), skip = from_bits(skip_bits, skip_of.type);
-    const float out_reciprocal = reciprocal_approx(os);
+    const float sum_scale = __fmul_rn(from_here(d_scale), from_here(weight_scale));
+    const auto vector = [](uint32_t bits, Type of) {
+      return from_bits(__float_as_uint(from_here(__uint_as_float(bits))), of);
+    };
+    const float bias = vector(bias_bits, bias_of.type), skip = vector(skip_bits, skip_of.type);
+    const float out_reciprocal = reciprocal_approx(from_here(os)), dt_reciprocal = reciprocal_approx(from_here(dt_scale));
 #pragma unroll 2
     for (int i = 0; i < batch; ++i) {
       const float4 bits = cells[i * 32];
@@ -248,7 +257,7 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
         raw = __fmul_rn(static_cast<float>(static_cast<int>(__float_as_uint(bits.x))), sum_scale);
         if (p.dt.scale) {
           int8_t rounded;
-          Store<int8_t>::one(&rounded, raw, dt_scale, reciprocal_approx(dt_scale));
+          Store<int8_t>::one(&rounded, raw, dt_scale, dt_reciprocal);
           raw = to_float(rounded);
         }
       } else {
