@@ -4,6 +4,8 @@
 // channel is read once for them, and each of the channel's lanes prepares and finishes one of them.
 //
 // selective_scan_dt_step: the same with dt = W_dt d, a dot product that the channel's lanes share.
+//
+// Many sequences of 16 states are for selective_scan_step_bulk.cuh, on Hopper.
 #pragma once
 
 #include "quamba/copy.cuh"
