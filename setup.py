@@ -91,6 +91,7 @@ def units() -> list[Unit]:
     for name in ("linear_bulk", "linear_conv1d_step_bulk"):
         result.append(Unit(f"{name}.cu", name, (*NO_ASSERTS, *EXTENDED), only="90a"))
     result.append(Unit("linear_short.cu", "linear_short", only="90a"))
+    result.append(Unit("selective_scan_step_bulk.cu", "selective_scan_step_bulk", only="90a"))
     for name in ("linear_ring", "linear_conv1d_step_kernel"):  # where blocks of a cluster can add up
         result.append(Unit(f"{name}.cu", name, only="90a"))
     return result

@@ -136,6 +136,20 @@ def scan_step_case(batch: int, channels: int) -> Case:
     return Case("selective_scan_step", f"({batch},{channels})", inputs, ops.selective_scan_step)
 
 
+def scan_dt_step_case(batch: int, channels: int, rank: int) -> Case:
+    def inputs() -> tuple:
+        return (
+            *(int8(batch, channels), scale(channels), int8(batch, rank), scale()),
+            *(int8(channels, rank), scale(channels) * 1e-2, scale(channels)),
+            *(torch.randn(channels, device="cuda") - 4, -torch.rand(channels, 16, device="cuda") * 16),
+            *(int8(batch, 16), scale(), int8(batch, 16), scale(), torch.randn(channels, device="cuda")),
+            *(int8(batch, channels), scale(channels), None, torch.float16),
+            torch.zeros(batch, channels, 16, device="cuda"),
+        )
+
+    return Case("selective_scan_dt_step", f"({batch},{channels},{rank})", inputs, ops.selective_scan_dt_step)
+
+
 def conv_case(batch: int, length: int, channels: int) -> Case:
     def inputs() -> tuple:
         x = int8(batch, length, 2 * channels)[..., :channels]
@@ -189,7 +203,9 @@ def cases() -> list[Case]:
         scan_case(1, 2048, 5120, out=i8),
         scan_case(1, 512, 5120, out=f16),
         scan_case(4, 2048, 5120, out=f16),
-        *(scan_step_case(batch, 5120) for batch in (1, 16, 64)),
+        *(scan_step_case(batch, 5120) for batch in (1, 16, 64, 256)),
+        *(scan_dt_step_case(batch, 5120, 160) for batch in (1, 9, 16, 32, 64, 256)),
+        *(scan_dt_step_case(batch, 1536, 48) for batch in (16, 64)),
         conv_case(1, 2048, 5120),
         *(conv_step_case(batch, 5120) for batch in (1, 64)),
         *(norm_case(rows, 2560) for rows in (2048, 1, 64)),
@@ -227,7 +243,7 @@ def main() -> None:
             row = measure(case, bandwidth)
             rows.append(asdict(row))
             print(
-                f"{row.name:20s} {row.shape:28s} {row.microseconds:8.2f} us (+-{row.spread:.2f})"
+                f"{row.name:22s} {row.shape:28s} {row.microseconds:8.2f} us (+-{row.spread:.2f})"
                 f"  floor {row.floor:7.2f}  {row.rate}",
                 flush=True,
             )

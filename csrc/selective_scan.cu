@@ -7,6 +7,7 @@
 #include "quamba/selective_scan_relay.cuh"
 #include "quamba/selective_scan_step.cuh"
 #include "selective_scan_kernel.h"
+#include "selective_scan_step_bulk.h"
 
 namespace quamba {
 namespace {
@@ -221,6 +222,13 @@ Tensor step(const Tensor& x, ScanParams p, const DtProduct& product, ScalarType 
                       p.state_state == 1 && p.state_channel % 4 == 0 && p.state_batch % 4 == 0 &&
                       aligned(p.state, 16) && product.rank % 16 == 0 && product.d_batch % 16 == 0 &&
                       product.weight_row % 16 == 0 && aligned(product.d, 16) && aligned(product.weight, 16);
+#ifdef QUAMBA_SM90
+  if (vector && takes_bulk_step(p, product, x.get_device_index())) {
+    check_launch("selective_scan_step", selective_scan_step_bulk(p, kProduct ? &product : nullptr, multiprocessors(x),
+                                                                 stream_of(x)));
+    return out;
+  }
+#endif
   // With few sequences a thread takes one, which makes for more blocks.
   const auto run = [&](auto sequences, auto kind) {
     const dim3 grid(static_cast<unsigned>((p.channels + kStepChannels - 1) / kStepChannels),

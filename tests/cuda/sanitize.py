@@ -92,7 +92,8 @@ def scan() -> None:
         ops.selective_scan(x.half(), *args, None)
         one = [v[:, 0] if v is dt or v is z or v is b or v is c else v for v in args]
         ops.selective_scan_step(x[:, 0], *one, state)
-    for batch, channels, states, rank in ((1, 40, 16, 48), (5, 70, 16, 160), (4, 33, 20, 272), (3, 9, 5, 7)):
+    shapes = ((1, 40, 16, 48), (5, 70, 16, 160), (4, 33, 20, 272), (3, 9, 5, 7), (9, 5, 16, 16), (37, 140, 16, 208))
+    for batch, channels, states, rank in shapes:
         wide, narrow = (batch, channels), (batch, states)
         x, z, b, c = randint8(*wide), randint8(*wide), randint8(*narrow), randint8(*narrow)
         state, a = torch.zeros(batch, channels, states, device="cuda"), -torch.rand(channels, states, device="cuda")

@@ -205,7 +205,7 @@ def test_step(dtype, states, batch) -> None:
 
 
 @pytest.mark.parametrize("rank", [1, 16, 47, 48, 160, 272])
-@pytest.mark.parametrize("batch", [1, 4, 9])
+@pytest.mark.parametrize("batch", [1, 4, 9, 35])
 @pytest.mark.parametrize("dt_scale", [None, "tensor", "channel"])
 def test_dt_step(rank, batch, dt_scale) -> None:
     args = arguments(batch=batch, length=1, channels=50)
@@ -227,6 +227,44 @@ def test_dt_step(rank, batch, dt_scale) -> None:
         expected = selective_scan_step(x, x_scale, dt, scale, *rest, out_scale, out, two)
         assert torch.equal(selective_scan_dt_step(x, x_scale, *product, *rest, out_scale, out, one), expected)
         assert torch.equal(one, two)
+
+
+# From nine sequences on, with 16 states: warps of 32 channels, six sequences under way, eight prepared at a time.
+@pytest.mark.parametrize("dtype", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("batch", [9, 16, 33, 64, 130])
+@pytest.mark.parametrize("channels", [1, 50, 264])
+def test_step_of_many(dtype, batch, channels) -> None:
+    args = arguments(batch=batch, length=2, channels=channels, dtype=dtype)
+    for name in ("x", "dt", "B", "C", "z"):
+        args[name] = args[name][:, 1]
+    run(args, scales(channels, mean=0.1), torch.int8, state_for(args), op=selective_scan_step)
+    run(args, None, torch.float16, state_for(args), op=selective_scan_step)
+    args["z"] = args["z_scale"] = None
+    run(args, None, torch.float32, state_for(args), op=selective_scan_step)
+
+
+@pytest.mark.parametrize("share", [1, 2, 5, 8, 21, 64])
+@pytest.mark.parametrize(("batch", "channels", "rank"), [(3, 40, 16), (16, 300, 160), (65, 130, 48), (64, 264, 272)])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_steps_have_the_same_bits(monkeypatch, share, batch, channels, rank, per_channel) -> None:
+    """Whatever the number of sequences that a block takes; 0 is the kernel for few of them."""
+    args = arguments(batch=batch, length=1, channels=channels, per_channel=per_channel)
+    for name in ("x", "dt", "B", "C", "z"):
+        args[name] = sliced(args[name][:, 0])
+    x, x_scale, dt, dt_scale, *rest = args.values()
+    size = torch.tensor(3.0 / (rank**0.5 * 74 * 74), device="cuda")
+    product = (sliced(randint8(batch, rank)), size, randint8(channels, rank), scales(channels, mean=1.0), dt_scale)
+    for out_scale, out in ((scales(channels, mean=0.1), torch.int8), (None, torch.bfloat16), (None, torch.float32)):
+        start = state_for(args)
+        for op, first in ((selective_scan_step, (dt, dt_scale)), (selective_scan_dt_step, product)):
+            results = []
+            for forced in (0, share):
+                monkeypatch.setenv("QUAMBA_SCAN_STEP", str(forced))
+                state = start.clone()
+                results.append((op(x, x_scale, *first, *rest, out_scale, out, state), state))
+            assert torch.equal(*(y for y, _ in results))
+            assert torch.equal(*(state for _, state in results))
+            assert not torch.equal(start, results[0][1])
 
 
 def test_steps_continue_a_prefill() -> None:

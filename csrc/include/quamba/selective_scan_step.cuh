@@ -4,6 +4,8 @@
 // channel is read once for them, and each of the channel's lanes prepares and finishes one of them.
 //
 // selective_scan_dt_step: the same with dt = W_dt d, a dot product that the channel's lanes share.
+//
+// Many sequences of 16 states are for selective_scan_step_bulk.cuh, on Hopper.
 #pragma once
 
 #include "quamba/copy.cuh"
@@ -15,7 +17,7 @@ namespace quamba {
 
 constexpr int kStepThreads = 128;
 constexpr int kStepChannels = kStepThreads / 4;  // of a block
-constexpr int kStepBlocks = 7;  // of a multiprocessor: all the registers
+constexpr int kStepBlocks = 6;  // of a multiprocessor: all the registers
 constexpr int kStepPieces = 3;  // of 16 bytes of W_dt that a lane asks for early: all, up to a rank of 192
 
 // What a thread copies early: states of its sequences, A, and pieces of W_dt, 16 bytes each.
@@ -35,6 +37,12 @@ struct DtProduct {
 
 __device__ __forceinline__ float element(const Sequence& s, int64_t b, int64_t c) {
   return AnyVector{s.data, s.type}[b * s.batch + c * s.channel] * s.scale.or_one(c);
+}
+
+// In one store: of an assignment the compiler makes four of four bytes each, which the second-level cache takes as four.
+// For what is not read again.
+__device__ __forceinline__ void store_four(float* p, const float4& v) {
+  asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w));
 }
 
 // The sums over a channel's four lanes: that of sequence j in lane j.
@@ -159,6 +167,7 @@ __global__ void __launch_bounds__(kStepThreads, kVector ? kStepBlocks : 4)
     dtxs[s] = SEQUENCES == 1 ? dtx : __shfl_sync(0xffffffffu, dtx, s, 4);
     y[s] = 0.0f;
   }
+#pragma unroll 1
   for (int n0 = 4 * j; n0 < p.states; n0 += 16) {
     if constexpr (kVector) {
       const auto four = [&](int i, const float* memory) {
@@ -175,7 +184,7 @@ __global__ void __launch_bounds__(kStepThreads, kVector ? kStepBlocks : 4)
         h.y = fmaf(exp2_approx(dts[s] * (a.y * kLog2E)), h.y, dtxs[s] * b4.y);
         h.z = fmaf(exp2_approx(dts[s] * (a.z * kLog2E)), h.z, dtxs[s] * b4.z);
         h.w = fmaf(exp2_approx(dts[s] * (a.w * kLog2E)), h.w, dtxs[s] * b4.w);
-        if (live && s < count) *reinterpret_cast<float4*>(state + s * p.state_batch + n0) = h;
+        if (live && s < count) store_four(state + s * p.state_batch + n0, h);
         y[s] = fmaf(h.x, c4.x, fmaf(h.y, c4.y, fmaf(h.z, c4.z, fmaf(h.w, c4.w, y[s]))));
       }
     } else {

@@ -1,0 +1,330 @@
+// selective_scan_step and selective_scan_dt_step for some sequences and 16 states, with Hopper's bulk copies: the same
+// operations in the same order as in selective_scan_step.cuh, so the same bits.
+//
+// A lane has a channel, a warp 32 neighbours, whose states of a sequence are 2 KB in a row: one copy into a slot of the
+// warp's ring, where the lane overwrites its 64 bytes, and one copy back. What belongs to a channel is read and
+// prepared once for all sequences of a block; W_dt's product is one of matrices, of eight sequences at a time.
+#pragma once
+
+#include "quamba/bulk_copy.cuh"
+#include "quamba/fragments.cuh"
+#include "quamba/selective_scan_step.cuh"
+
+namespace quamba {
+
+constexpr int kBulkStepWarps = 4, kBulkStepThreads = 32 * kBulkStepWarps;
+constexpr int kBulkStepChannels = kBulkStepThreads;  // of a block
+constexpr int kBulkStepBlocks = 3;                   // of a multiprocessor
+constexpr int kBulkStepStates = 16;
+constexpr int kBulkStepSlots = 6;       // of a warp's ring, at most
+constexpr int kBulkStepLag = 2;         // sequences by which a slot is filled again after its states were asked out
+constexpr int kBulkStepBatch = 8;       // sequences that are prepared together: columns of a matrix instruction
+constexpr int kBulkStepSequences = 64;  // of a block, at most
+constexpr int kBulkStepSlot = 32 * kBulkStepStates * static_cast<int>(sizeof(float));  // bytes
+
+// Where the parts of a block's shared memory begin, in bytes. count: of sequences, at most.
+struct BulkStepLayout {
+  int slots;     // of a warp
+  int batch;     // sequences that a warp prepares together
+  int cells;     // (warp, batch, lane) of dt, dt x, x, gate
+  int narrow;    // (count, 32): B and C
+  int barriers;  // (warp, slot)
+  int total;
+
+  __host__ __device__ explicit BulkStepLayout(int count) {
+    slots = count < kBulkStepSlots ? count : kBulkStepSlots;
+    batch = count < kBulkStepBatch ? count : kBulkStepBatch;
+    cells = kBulkStepWarps * slots * kBulkStepSlot;
+    narrow = cells + kBulkStepThreads * batch * static_cast<int>(sizeof(float4));
+    barriers = narrow + count * 2 * kBulkStepStates * static_cast<int>(sizeof(float));
+    total = barriers + kBulkStepWarps * slots * 8;
+  }
+};
+
+// Volatile, so that it stays where it is in the code: asked for behind what needs the registers first.
+__device__ __forceinline__ float4 load_four(const float* p) {
+  float4 v;
+  asm volatile("ld.global.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p));
+  return v;
+}
+
+// Neither is negative, nor above 2^31: one instruction, where 64 bits would take four.
+__device__ __forceinline__ int64_t times(int n, int64_t stride) {
+  return static_cast<int64_t>(static_cast<uint64_t>(static_cast<unsigned>(n)) * static_cast<unsigned>(stride));
+}
+
+__device__ __forceinline__ float at_channel(const Scale& scale, int c) {
+  return scale ? scale.data[c * scale.stride] : 1.0f;
+}
+
+// v, for a computation that is not to be moved to before here, where it would wait for v earlier.
+__device__ __forceinline__ float from_here(float v) {
+  asm volatile("" : "+f"(v));
+  return v;
+}
+
+// Element `at` of a batch's first sequence, and of those after it; past the last one of the first again.
+__device__ __forceinline__ void load_batch(uint32_t (&bits)[kBulkStepBatch], const Sequence& s, Type type, int64_t at,
+                                           int count) {
+  const auto load = [&](auto* data) {
+#pragma unroll
+    for (int i = 0; i < kBulkStepBatch; ++i) bits[i] = data[at + times(i < count ? i : 0, s.batch)];
+  };
+  switch (size_of(type)) {
+    case 1:
+      return load(static_cast<const uint8_t*>(s.data));
+    case 2:
+      return load(static_cast<const uint16_t*>(s.data));
+    default:
+      return load(static_cast<const uint32_t*>(s.data));
+  }
+}
+
+// The sums of W_dt d: of a warp's 32 channels with eight sequences. Of a chunk of 64 bytes of K a lane reads 16 bytes
+// of each row, which are its parts of the operands of two instructions: all of them see K in the same other order.
+struct BulkStepProduct {
+  static constexpr int kChunks = 3;  // under way together
+  int4 weight[kChunks][4], d[kChunks];
+  int sums[2][4] = {};
+
+  // rows: the warp's, of which `valid` are there; sequence: lane / 4 of the batch. Past the end of K zeros of d meet
+  // whatever it is of the weight.
+  __device__ __forceinline__ void fetch(const int8_t* rows, int64_t stride, int valid, const int8_t* sequence,
+                                        int chunk, int pieces) {
+    const int q = threadIdx.x & 3, row = (threadIdx.x & 31) / 4;
+    const int8_t* of_row[4];
+#pragma unroll
+    for (int r = 0; r < 4; ++r) of_row[r] = rows + times(row + 8 * r < valid ? row + 8 * r : 0, stride);
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      const int piece = 4 * (chunk + i) + q;
+      const bool inside = piece < pieces;
+      const int at = inside ? 16 * piece : 0;
+      d[i] = inside ? load_again(sequence + at) : make_int4(0, 0, 0, 0);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) weight[i][r] = load_again(of_row[r] + at);
+    }
+  }
+
+  __device__ __forceinline__ void multiply() {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i)
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        const int4 low = weight[i][2 * m], high = weight[i][2 * m + 1];
+        mma(sums[m], low.x, high.x, low.y, high.y, d[i].x, d[i].y);
+        mma(sums[m], low.z, high.z, low.w, high.w, d[i].z, d[i].w);
+      }
+  }
+};
+
+// blockIdx.x: 128 channels; blockIdx.y: one of gridDim.y equal parts of the sequences, `most` at most. N is 16, the
+// states of a sequence are contiguous and aligned, rows of A are aligned; so are those of d and W_dt, of a multiple of
+// 16. kUsual: x, dt, z, B and C are int8, dt_bias and D float32.
+template <bool kProduct, bool kUsual>
+__global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
+    selective_scan_step_bulk_kernel(const ScanParams p, const DtProduct product, int most) {
+  extern __shared__ __align__(128) char parts[];
+  const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+  const BulkStepLayout layout(most);
+  const int slots = layout.slots;
+  char* const ring = parts + warp * slots * kBulkStepSlot;
+  float4* const cells = reinterpret_cast<float4*>(parts + layout.cells) + warp * layout.batch * 32 + lane;
+  float* const narrow = reinterpret_cast<float*>(parts + layout.narrow);
+  uint64_t* const full = reinterpret_cast<uint64_t*>(parts + layout.barriers) + warp * slots;
+
+  const int c0 = static_cast<int>(blockIdx.x) * kBulkStepChannels + 32 * warp;
+  const int valid = min(max(static_cast<int>(p.channels) - c0, 0), 32);
+  const bool live = lane < valid;
+  const int c = live ? c0 + lane : 0;
+  const auto part = [&](unsigned i) { return static_cast<int>(static_cast<unsigned>(p.batch) * i / gridDim.y); };
+  const int b0 = part(blockIdx.y), count = part(blockIdx.y + 1) - b0;
+  const auto bytes = static_cast<uint32_t>(valid * kBulkStepStates * sizeof(float));
+  float* const state = p.state + times(b0, p.state_batch) + times(c0, kBulkStepStates);
+  const float* const A = p.A + times(c, p.a_channel);
+  const auto type = [](Type known) { return kUsual ? Type::kInt8 : known; };
+  let_next_start();
+  if (blockIdx.y == 0 && lane == 0 && valid > 0) {
+    if (p.a_channel == kBulkStepStates) prefetch(A, bytes);
+    if (kProduct && product.weight_row == product.rank)
+      prefetch(product.weight + times(c, product.weight_row), static_cast<uint32_t>(valid * product.rank));
+    prefetch(static_cast<const char*>(p.dt_bias.data) + c * size_of(p.dt_bias.type));
+    prefetch(static_cast<const char*>(p.D.data) + c * size_of(p.D.type));
+    if (kProduct) prefetch(product.weight_scale.data + c * product.weight_scale.stride);
+    if (p.x.scale.stride) prefetch(p.x.scale.data + c);
+    if (p.dt.scale.stride) prefetch(p.dt.scale.data + c);
+    if (p.z.scale.stride) prefetch(p.z.scale.data + c);
+    if (p.out_scale.stride) prefetch(p.out_scale.data + c);
+  }
+  // What memory has time for while the kernel before leaves it alone.
+  const bool asks = lane < slots && lane < count && valid > 0;
+  if (asks && in_first_wave(kBulkStepBlocks)) prefetch(state + times(lane, p.state_batch), bytes);
+  if (lane == 0) {
+    for (int i = 0; i < slots; ++i) bulk_barrier(full + i);
+    show_to_bulk_copies();
+  }
+  __syncwarp();
+  wait_for_previous();
+
+  // Everything is asked for before the first wait, what comes from afar first.
+  if (asks) bulk_fetch(ring + lane * kBulkStepSlot, state + times(lane, p.state_batch), bytes, full + lane);
+  // Lane i < 16 has element i of every fourth sequence's B, the others have C.
+  const Sequence& side = lane < kBulkStepStates ? p.B : p.C;
+  const AnyVector narrow_from{side.data, type(side.type)};
+  const int64_t narrow_stride = side.batch, narrow_at = times(b0, narrow_stride) + times(lane & 15, side.channel);
+  const float narrow_scale = at_channel(side.scale, lane & 15);
+  const auto narrow_bits = [&](int s) {
+    return load_bits(narrow_from, narrow_at + times(s < count ? s : 0, narrow_stride));
+  };
+  uint32_t early = narrow_bits(warp);
+  const AnyVector bias_of{p.dt_bias.data, kUsual ? Type::kFloat : p.dt_bias.type};
+  const AnyVector skip_of{p.D.data, kUsual ? Type::kFloat : p.D.type};
+  const uint32_t bias_bits = load_bits(bias_of, c), skip_bits = load_bits(skip_of, c);
+  const float xs = at_channel(p.x.scale, c), dt_scale = at_channel(p.dt.scale, c), zs = at_channel(p.z.scale, c);
+  const float os = at_channel(p.out_scale, c);
+  const float d_scale = kProduct ? product.d_scale[0] : 1.0f;
+  const float weight_scale = kProduct ? at_channel(product.weight_scale, c) : 1.0f;
+  const int8_t* const weight = product.weight + times(valid > 0 ? c0 : 0, product.weight_row);
+  const int pieces = kProduct ? product.pieces() : 0;
+  // The four quads of a row in an order of the lane's own: eight lanes at a time are on distinct banks.
+  const int turn = lane / 2 & 3;
+
+  int slot = 0;
+  unsigned parity = 0;
+  for (int first = 0; first < count; first += kBulkStepBatch) {
+    const int batch = count - first < kBulkStepBatch ? count - first : kBulkStepBatch;
+    BulkStepProduct dots;
+    const int own_sequence = first + (lane / 4 < batch ? lane / 4 : 0);
+    const int8_t* const d = product.d + times(b0 + own_sequence, product.d_batch);
+    int chunk = 0;
+    asm volatile("" : "+r"(chunk));  // or the addresses of all its loads would be kept for the next batch
+    if constexpr (kProduct) dots.fetch(weight, product.weight_row, valid, d, chunk, pieces);
+    uint32_t x_bits[kBulkStepBatch], z_bits[kBulkStepBatch] = {}, dt_bits[kBulkStepBatch] = {};
+    const auto load = [&](uint32_t (&bits)[kBulkStepBatch], const Sequence& s) {
+      load_batch(bits, s, type(s.type), times(b0 + first, s.batch) + times(c, s.channel), batch);
+    };
+    load(x_bits, p.x);
+    if (p.z.data) load(z_bits, p.z);
+    if (!kProduct) load(dt_bits, p.dt);
+    if (first == 0) {
+#pragma unroll 1
+      for (int s = warp; s < count; s += kBulkStepWarps) {
+        const uint32_t now = early;
+        early = narrow_bits(s + kBulkStepWarps);
+        narrow[s * 32 + lane] = from_bits(now, narrow_from.type) * narrow_scale;
+      }
+      __syncthreads();
+    }
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kBulkStepBatch; ++i)
+      if (i < batch) {
+        float4* const cell = cells + i * 32;
+        reinterpret_cast<float2*>(cell)[1] = make_float2(__uint_as_float(x_bits[i]), __uint_as_float(z_bits[i]));
+        if (!kProduct) cell->x = __uint_as_float(dt_bits[i]);
+      }
+    if constexpr (kProduct) {
+      dots.multiply();
+      for (chunk = BulkStepProduct::kChunks; 4 * chunk < pieces; chunk += BulkStepProduct::kChunks) {
+        dots.fetch(weight, product.weight_row, valid, d, chunk, pieces);
+        dots.multiply();
+      }
+      __syncwarp();
+#pragma unroll
+      for (int m = 0; m < 2; ++m)
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          const int s = 2 * (lane & 3) + (r & 1), channel = 16 * m + 8 * (r / 2) + lane / 4;
+          if (s < batch) cells[s * 32 + channel - lane].x = __uint_as_float(static_cast<uint32_t>(dots.sums[m][r]));
+        }
+      __syncwarp();
+    }
+    float4 a[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] = load_four(A + 4 * (i ^ turn));
+    // Rescaled step by step as linear does it: multiply-adds would give other integers.
+    const float sum_scale = __fmul_rn(from_here(d_scale), from_here(weight_scale));
+    const auto vector = [](uint32_t bits, Type of) {
+      return from_bits(__float_as_uint(from_here(__uint_as_float(bits))), of);
+    };
+    const float bias = vector(bias_bits, bias_of.type), skip = vector(skip_bits, skip_of.type);
+    const float out_reciprocal = reciprocal_approx(from_here(os)), dt_reciprocal = reciprocal_approx(from_here(dt_scale));
+#pragma unroll 2
+    for (int i = 0; i < batch; ++i) {
+      const float4 bits = cells[i * 32];
+      float raw;
+      if constexpr (kProduct) {
+        raw = __fmul_rn(static_cast<float>(static_cast<int>(__float_as_uint(bits.x))), sum_scale);
+        if (p.dt.scale) {
+          int8_t rounded;
+          Store<int8_t>::one(&rounded, raw, dt_scale, dt_reciprocal);
+          raw = to_float(rounded);
+        }
+      } else {
+        raw = from_bits(__float_as_uint(bits.x), type(p.dt.type));
+      }
+      const float dt = softplus(fmaf(raw, dt_scale, bias)), x = from_bits(__float_as_uint(bits.z), type(p.x.type)) * xs;
+      const float gate = p.z.data ? silu(from_bits(__float_as_uint(bits.w), type(p.z.type)) * zs) : 1.0f;
+      cells[i * 32] = make_float4(dt, dt * x, x, gate);
+    }
+
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      a[i] = make_float4(a[i].x * kLog2E, a[i].y * kLog2E, a[i].z * kLog2E, a[i].w * kLog2E);
+#pragma unroll 1
+    for (int i = first; i < first + batch && valid > 0; ++i) {
+      const float4 cell = cells[(i - first) * 32];
+      char* const place = ring + slot * kBulkStepSlot;
+      float* const own = reinterpret_cast<float*>(place) + lane * kBulkStepStates;
+      const float* const bc = narrow + i * 32;
+      bulk_wait(full + slot, parity);
+      float y[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = 4 * (j ^ turn);
+        const float4 b4 = *reinterpret_cast<const float4*>(bc + at);
+        const float4 c4 = *reinterpret_cast<const float4*>(bc + kBulkStepStates + at);
+        float4 h = *reinterpret_cast<const float4*>(own + at);
+        h.x = fmaf(exp2_approx(cell.x * a[j].x), h.x, cell.y * b4.x);
+        h.y = fmaf(exp2_approx(cell.x * a[j].y), h.y, cell.y * b4.y);
+        h.z = fmaf(exp2_approx(cell.x * a[j].z), h.z, cell.y * b4.z);
+        h.w = fmaf(exp2_approx(cell.x * a[j].w), h.w, cell.y * b4.w);
+        *reinterpret_cast<float4*>(own + at) = h;
+        y[j] = fmaf(h.x, c4.x, fmaf(h.y, c4.y, fmaf(h.z, c4.z, fmaf(h.w, c4.w, 0.0f))));
+      }
+      show_to_bulk_copies();
+      __syncwarp();
+      if (lane == 0) {
+        bulk_write(state + times(i, p.state_batch), place, bytes);
+        // The slot of the last but one, whose states are on their way out, or there.
+        const int next = i - kBulkStepLag + slots;
+        if (i >= kBulkStepLag && next < count) {
+          const int free = slot < kBulkStepLag ? slot + slots - kBulkStepLag : slot - kBulkStepLag;
+          bulk_writes_read<kBulkStepLag>();
+          bulk_fetch(ring + free * kBulkStepSlot, state + times(next, p.state_batch), bytes, full + free);
+        }
+      }
+      if (++slot == slots) slot = 0, parity ^= 1;
+      // Pairs of pairs, as the lanes of the other kernel add: their order within is the same to the bit.
+      const float sum = fmaf(skip, cell.z, (y[0] + y[1]) + (y[2] + y[3])) * cell.w;
+      if (!live) continue;
+      const int64_t at = times(b0 + i, p.channels) + c;
+      switch (p.out_type) {
+        case Type::kInt8:
+          Store<int8_t>::one(static_cast<int8_t*>(p.out) + at, sum, os, out_reciprocal);
+          break;
+        case Type::kHalf:
+          Store<__half>::one(static_cast<__half*>(p.out) + at, sum, os, 1.0f);
+          break;
+        case Type::kBFloat16:
+          Store<__nv_bfloat16>::one(static_cast<__nv_bfloat16*>(p.out) + at, sum, os, 1.0f);
+          break;
+        default:
+          Store<float>::one(static_cast<float*>(p.out) + at, sum, os, 1.0f);
+      }
+    }
+  }
+  if (lane == 0) bulk_writes_read<0>();
+}
+
+}  // namespace quamba

@@ -1,0 +1,67 @@
+// The step of the scan with bulk copies.
+#include "selective_scan_step_bulk.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <type_traits>
+
+#include "quamba/selective_scan_step_bulk.cuh"
+
+namespace quamba {
+namespace {
+
+// Sequences of a block, for tuning; 0 for the other kernel, -1 where the environment has no wish.
+int wanted() {
+  const char* const text = std::getenv("QUAMBA_SCAN_STEP");
+  return text ? std::clamp(std::atoi(text), 0, kBulkStepSequences) : -1;
+}
+
+// Whether the kernel can keep it in 32 bits.
+bool narrow(int64_t stride) { return stride >= 0 && stride <= INT32_MAX; }
+bool narrow(const Sequence& s) { return narrow(s.batch) && narrow(s.channel); }
+
+template <bool kProduct, bool kUsual>
+cudaError_t start(const ScanParams& p, const DtProduct& product, int processors, cudaStream_t stream) {
+  // As many parts as the device takes at a time, of four sequences or more, for what belongs to a channel is read for
+  // each; of fewer where multiprocessors would have nothing to do.
+  const int64_t groups = (p.channels + kBulkStepChannels - 1) / kBulkStepChannels;
+  const int64_t fit = std::max<int64_t>(processors * kBulkStepBlocks / groups, 1);
+  const int64_t parts = std::min(fit, std::max((p.batch + 3) / 4, std::min<int64_t>(p.batch, processors / groups)));
+  const int64_t forced = wanted();
+  const int64_t share = forced > 0 ? forced : std::min<int64_t>((p.batch + parts - 1) / parts, kBulkStepSequences);
+  const int64_t ranges = (p.batch + share - 1) / share;
+  const int most = static_cast<int>((p.batch + ranges - 1) / ranges);
+  const dim3 grid(static_cast<unsigned>(groups), static_cast<unsigned>(ranges));
+  const auto kernel = selective_scan_step_bulk_kernel<kProduct, kUsual>;
+  // For all kBulkStepBlocks at a time.
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                                 cudaSharedmemCarveoutMaxShared);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, Launch{grid, kBulkStepThreads, BulkStepLayout(most).total, stream}, p, product, most);
+}
+
+}  // namespace
+
+bool takes_bulk_step(const ScanParams& p, const DtProduct& product, int device) {
+  const int forced = wanted();
+  int major = 0;
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major == 9 && (forced < 0 ? p.batch > 8 : forced > 0) && p.states == kBulkStepStates &&
+         p.state_channel == kBulkStepStates && p.batch <= 65535 && p.channels * kBulkStepStates <= INT32_MAX / 2 &&
+         narrow(p.x) && narrow(p.dt) && narrow(p.z) && narrow(p.B) && narrow(p.C) && narrow(p.state_batch) &&
+         narrow(p.a_channel) && narrow(product.d_batch) && narrow(product.weight_row);
+}
+
+cudaError_t selective_scan_step_bulk(const ScanParams& p, const DtProduct* product, int processors,
+                                     cudaStream_t stream) {
+  const auto bytes = [](const Sequence& s) { return s.data == nullptr || s.type == Type::kInt8; };
+  const bool usual = bytes(p.x) && bytes(p.dt) && bytes(p.z) && bytes(p.B) && bytes(p.C) &&
+                     p.dt_bias.type == Type::kFloat && p.D.type == Type::kFloat;
+  const auto run = [&](auto with, auto plain) {
+    return start<with.value, plain.value>(p, with.value ? *product : DtProduct{}, processors, stream);
+  };
+  if (product) return usual ? run(std::true_type{}, std::true_type{}) : run(std::true_type{}, std::false_type{});
+  return usual ? run(std::false_type{}, std::true_type{}) : run(std::false_type{}, std::false_type{});
+}
+
+}  // namespace quamba
