@@ -30,7 +30,8 @@ RING_ROWS = range(33, 4097)
 BULK_ROWS = range(33, 257)  # that the bulk kernel is offered for
 SHORT_INNER = 256  # that the short kernel takes, for int8 results
 TILES = ("128x256", "128x192", "128x128", "64x64")
-INT8_TILES = ("64x80",)  # for int8 results alone
+WIDE_TILES = {"256x160": 512, "128x160": 256}  # and the rows of x from which on each is offered
+INT8_TILES = {"64x80": range(33, 257), "256x192": range(512, 4097)}  # for int8 results alone, and their rows of x
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MARGIN = 0.01
 CACHE_BYTES = 128 << 20
@@ -82,8 +83,9 @@ def kernels(weight: Weight, rows: int) -> list[str]:
     short = ["short"] if weight.quantized and weight.inner <= SHORT_INNER and rows >= 8 else []
     bulk = ["bulk"] if rows in BULK_ROWS else []
     tiles = [name for name in TILES if rows >= 16]
-    if weight.quantized and rows in BULK_ROWS:
-        tiles += INT8_TILES
+    tiles += [name for name, least in WIDE_TILES.items() if rows >= least]
+    if weight.quantized:
+        tiles += [name for name, offered in INT8_TILES.items() if rows in offered]
     return few + ring + bulk + short + tiles
 
 

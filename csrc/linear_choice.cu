@@ -68,7 +68,9 @@ constexpr struct {
               {"ring", LinearKernel::kRing},       {"bulk", LinearKernel::kBulk},
               {"short", LinearKernel::kShort},     {"64x80", LinearKernel::k64x80},
               {"128x256", LinearKernel::k128x256}, {"128x192", LinearKernel::k128x192},
-              {"128x128", LinearKernel::k128x128}, {"64x64", LinearKernel::k64x64}};
+              {"128x128", LinearKernel::k128x128}, {"64x64", LinearKernel::k64x64},
+              {"256x160", LinearKernel::k256x160}, {"128x160", LinearKernel::k128x160},
+              {"256x192", LinearKernel::k256x192}};
 
 bool takes_short(const LinearParams& p) {
   constexpr int64_t kStride = int64_t{1} << 31;
@@ -87,7 +89,7 @@ bool takes(LinearKernel kernel, const LinearParams& p, const LinearDevice& devic
   if (kernel == LinearKernel::kRing) return device.hopper && vectors && p.rows <= kRingRows;
   if (kernel == LinearKernel::kBulk) return device.hopper && vectors && takes_bulk(p);
   if (kernel == LinearKernel::kShort) return device.hopper && vectors && takes_short(p);
-  if (kernel == LinearKernel::k64x80)
+  if (kernel == LinearKernel::k64x80 || kernel == LinearKernel::k256x192)
     return device.hopper && p.out_type == Type::kInt8 && p.residual.data == nullptr;
   return is_tile(kernel) || p.rows <= (kernel == LinearKernel::kDot ? 1 : kFewRows);
 }
@@ -117,8 +119,8 @@ LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bo
     for (const auto& known : kNames)
       if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : chosen;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
-                 "; expected dot, rows4, rows8, rows16, ring, bulk, short, 128x256, 128x192, 128x128, 64x64, 64x80 or "
-                 "model");
+                 "; expected dot, rows4, rows8, rows16, ring, bulk, short, 128x256, 128x192, 128x128, 64x64, 64x80, 256x160, "
+                 "128x160, 256x192 or model");
     return modelled;
   }
   return chosen;

@@ -69,6 +69,34 @@ struct Geometry<Tile::k64x80> {
   using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
 };
 
+// 2560 columns, the W_out of mamba-2.8b, for 2048 rows are 128 of these, one pass over the device. Two blocks get x from
+// one read: it is more than their weights.
+template <>
+struct Geometry<Tile::k256x160> {
+  using TileShape = cute::Shape<Int<256>, Int<160>, Int<128>>;
+  using Cluster = cute::Shape<Int<1>, Int<2>, Int<1>>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+
+// The same cut in two that take turns, for 1024 rows or where one half's rescaling should meet the other's products.
+template <>
+struct Geometry<Tile::k128x160> {
+  using TileShape = cute::Shape<Int<128>, Int<160>, Int<128>>;
+  using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
+
+// 3072 columns, the W_in of mamba-130m, for 2048 rows are 128 of these.
+template <>
+struct Geometry<Tile::k256x192> {
+  using TileShape = cute::Shape<Int<256>, Int<192>, Int<128>>;
+  using Cluster = cute::Shape<Int<1>, Int<2>, Int<1>>;
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+
 // x / scale as `quamba::divide` does it, for the visitor tree, which then converts to int8 with saturation.
 template <typename T>
 struct Divide;
@@ -122,6 +150,11 @@ using CollectiveMainloop = typename cutlass::gemm::collective::CollectiveBuilder
 using Kernel = cutlass::gemm::kernel::GemmUniversal<cute::Shape<int, int, int, int>, CollectiveMainloop,
                                                     CollectiveEpilogue>;
 using Gemm = cutlass::gemm::device::GemmUniversalAdapter<Kernel>;
+
+// Without the longer instructions that setup.py turns on, CuTe makes 160 columns of five times 32, and the matrix unit
+// waits for shared memory.
+static_assert(size<1>(typename CollectiveMainloop::TiledMma::AtomShape_MNK{}) == size<1>(TileShape{}),
+              "one instruction for all columns");
 
 // A template, so that only the branch of this unit's tree is instantiated.
 template <typename T>

@@ -148,6 +148,63 @@ def test_64x80(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out
     test_shapes(shape, out)
 
 
+# Shapes that are one pass of the widest tiles over the device, and some that fill neither their rows nor columns.
+WIDE_SHAPES = [
+    *[(m, 320, 512) for m in (1, 16, 127, 129, 255, 257, 600)],
+    *[(300, n, 160) for n in (8, 152, 161, 168, 330, 1000)],
+    *[(260, 336, k) for k in (16, 144, 1000, 4112)],
+    (2048, 2560, 5120),
+    (2048, 3072, 768),
+    (1024, 2560, 1024),
+    (512, 10240, 256),
+    (2048, 5120, 160),
+]
+
+
+@pytest.mark.parametrize("kernel", ["256x160", "128x160"])
+@pytest.mark.parametrize("shape", WIDE_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column", torch.float16, torch.bfloat16])
+def test_wide(monkeypatch: pytest.MonkeyPatch, kernel: str, shape: tuple[int, int, int], out) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    test_shapes(shape, out)
+
+
+@pytest.mark.parametrize("shape", WIDE_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column"])
+def test_256x192(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out: str) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "256x192")
+    test_shapes(shape, out)
+
+
+@pytest.mark.parametrize("kernel", ["256x160", "128x160", "256x192"])
+@pytest.mark.parametrize("m", [40, 300])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("bias", [None, torch.float16])
+@pytest.mark.parametrize("residual", [None, *FLOATS])
+def test_wide_epilogue(monkeypatch: pytest.MonkeyPatch, kernel: str, m: int, out: torch.dtype, bias, residual) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    test_epilogue(m, out, bias, residual)
+
+
+KERNELS = ["ring", "bulk", "short", "128x256", "128x192", "64x64", "64x80", "256x160", "128x160", "256x192"]
+
+
+@pytest.mark.parametrize("shape", [(300, 2560, 160), (600, 3072, 768), (513, 192, 5120), (40, 1536, 48)])
+@pytest.mark.parametrize("out", [torch.int8, torch.float16])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_kernels_agree(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out, per_token: bool) -> None:
+    """Whatever kernel computes a product, the result is the same to the bit."""
+    m, n, k = shape
+    x_scale = scales(m, 1, mean=0.4 / k**0.5) if per_token else scales(mean=0.4 / k**0.5)
+    args = (randint8(m, k), x_scale, randint8(n, k), scales(n), None)
+    last = (None, scales(n, mean=0.8)) if out == torch.int8 else (randn(m, n, dtype=torch.float16), None)
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "128x128")
+    expected = linear(*args, *last, out)
+    for kernel in KERNELS:
+        monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+        assert torch.equal(linear(*args, *last, out), expected), kernel
+
+
 # Of the kernel for short rows: each length of K that has code of its own; rows of x and columns that fill no block;
 # more rows than the device takes at a time; the models' W_dt.
 SHORT_SHAPES = [
