@@ -27,7 +27,7 @@ FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
 # Rows of x that the ring is offered for. With fewer it is faster by itself, but not among a step's other launches: its
 # clusters start late (mamba-2.8b, 16 sequences: 2.99 ms a token with the ring for W_x, 2.78 without).
 RING_ROWS = range(33, 4097)
-BULK_ROWS = range(33, 257)  # that the bulk kernel is offered for
+BULK_ROWS = range(33, 4097)  # that the bulk kernel is offered for
 SHORT_INNER = 256  # that the short kernel takes, for int8 results
 TILES = ("128x256", "128x192", "128x128", "64x64")
 WIDE_TILES = {"256x160": 512, "128x160": 256}  # and the rows of x from which on each is offered

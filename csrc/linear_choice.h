@@ -31,7 +31,7 @@ enum class LinearKernel : int8_t {
 
 inline bool is_tile(LinearKernel kernel) { return kernel >= LinearKernel::k128x256; }
 
-constexpr int64_t kFewRows = 32, kRingRows = 4096, kBulkRows = 512, kShortInner = 256;
+constexpr int64_t kFewRows = 32, kRingRows = 4096, kBulkRows = 4096, kShortInner = 256;
 
 struct LinearDevice {
   bool hopper;  // and its matrix kernels are in the library

@@ -28,7 +28,7 @@ def linear() -> None:
         ops.linear(x, scales(), weight, scales(n), None, None, scales(n), torch.int8)
     for kernel in ("ring", "bulk"):
         os.environ["QUAMBA_LINEAR_KERNEL"] = kernel
-        for m, n, k in ((9, 100, 1040), (20, 161, 160), (64, 192, 5120), (70, 2570, 48)):
+        for m, n, k in ((9, 100, 1040), (20, 161, 160), (64, 192, 5120), (70, 2570, 48), (300, 97, 1040)):
             residual = randn(m, n, dtype=torch.float16)
             ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, residual, None, torch.float32)
             ops.linear(randint8(m, k), scales(m, 1), randint8(n, k), scales(n), None, None, scales(n), torch.int8)

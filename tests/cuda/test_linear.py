@@ -79,7 +79,7 @@ def test_ring_strides(monkeypatch: pytest.MonkeyPatch, view) -> None:
 
 
 # Of the bulk kernel: 64 and 128 rows of x a block and tiles of them, columns and K that fill no stage, more stages than
-# the ring has, W_in, W_x and W_out of mamba-2.8b, W_out's of falcon-mamba.
+# the ring has, W_in, W_x and W_out of mamba-2.8b, W_out's of falcon-mamba; sequences.
 BULK_SHAPES = [
     *[(m, 256, 512) for m in (1, 8, 16, 33, 63, 64, 65, 127, 128, 129, 250, 512)],
     *[(64, n, 512) for n in (1, 15, 79, 81, 192, 2570)],
@@ -93,6 +93,14 @@ BULK_SHAPES = [
     (100, 10240, 2560),
     (48, 4096, 8192),
     (64, 50280, 256),
+    (129, 97, 160),
+    (513, 2570, 1040),
+    (700, 90, 1536),
+    (1000, 192, 5120),
+    (2048, 192, 5120),
+    (2048, 80, 1536),
+    (2048, 768, 1536),
+    (4096, 96, 272),
 ]
 
 
@@ -103,10 +111,11 @@ def test_bulk(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out)
     test_shapes(shape, out)
 
 
-@pytest.mark.parametrize("columns", [32, 80, 128, 160])
+@pytest.mark.parametrize("columns", [32, 80, 96, 128, 160])
+@pytest.mark.parametrize("tokens", [64, 128])
 @pytest.mark.parametrize("cluster", [1, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(50, 250, 1500), (64, 330, 4096), (97, 170, 3000), (300, 200, 1040), (40, 161, 128)])
-def test_bulk_cuts(monkeypatch: pytest.MonkeyPatch, columns: int, cluster: int, shape: tuple[int, int, int]) -> None:
+def test_bulk_cuts(monkeypatch, columns: int, tokens: int, cluster: int, shape: tuple[int, int, int]) -> None:
     """Every width and cluster, also where K has no 16 bytes for each block; a cluster needs a stage a block."""
     m, n, k = shape
     k = k // 16 * 16
@@ -114,6 +123,7 @@ def test_bulk_cuts(monkeypatch: pytest.MonkeyPatch, columns: int, cluster: int, 
         pytest.skip("more blocks than stages")
     monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "bulk")
     monkeypatch.setenv("QUAMBA_BULK_COLUMNS", str(columns))
+    monkeypatch.setenv("QUAMBA_BULK_TOKENS", str(tokens))
     monkeypatch.setenv("QUAMBA_BULK_CLUSTER", str(cluster))
     test_shapes((m, n, k), "int8 per column")
     test_shapes((m, n, k), torch.float32)
