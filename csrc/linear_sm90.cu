@@ -127,11 +127,72 @@ using Compute = fusion::Sm90Compute<Op, To, float, kRound>;
 using ScaleTree = fusion::Sm90EVT<Compute<cutlass::multiplies>, PerRow, PerColumn>;
 using ScaledTree = fusion::Sm90EVT<Compute<cutlass::multiplies>, ScaleTree, fusion::Sm90AccFetch>;
 using Residual = std::conditional_t<kResidual, Out, void>;
+
+// The residual, which comes through a short ring of shared memory, asked for into the second-level cache as its tile
+// begins: where tiles are one pass over the device, all blocks would wait for memory at their end.
+struct ResidualAhead : fusion::Sm90SrcFetch<Out> {
+  struct Arguments {
+    const Out* data = nullptr;
+    int64_t row = 0;  // stride
+  };
+  using Params = Arguments;
+  struct SharedStorage {};
+
+  template <class Problem>
+  static constexpr Params to_underlying_arguments(Problem const&, Arguments const& arguments, void*) {
+    return arguments;
+  }
+  template <class Problem>
+  static bool can_implement(Problem const&, Arguments const&) {
+    return true;
+  }
+  template <class Problem>
+  static size_t get_workspace_size(Problem const&, Arguments const&) {
+    return 0;
+  }
+  template <class Problem>
+  static cutlass::Status initialize_workspace(Problem const&, Arguments const&, void*, cudaStream_t,
+                                              cutlass::CudaHostAdapter* = nullptr) {
+    return cutlass::Status::kSuccess;
+  }
+
+  CUTLASS_HOST_DEVICE ResidualAhead() {}
+  CUTLASS_HOST_DEVICE ResidualAhead(Params const& params, SharedStorage const&) : residual(params) {}
+
+  struct Callbacks : fusion::EmptyProducerLoadCallbacks {
+    Params residual;
+    int rows, columns, m0, n0, lane;  // rows and columns of the result
+
+    CUTLASS_DEVICE void begin() {
+      constexpr int kRows = size<0>(TileShape{}), kColumns = size<1>(TileShape{});
+      const int width = columns - n0 < kColumns ? columns - n0 : kColumns;
+      for (int m = m0 + lane; m < m0 + kRows && m < rows; m += cutlass::NumThreadsPerWarp)
+        prefetch(residual.data + m * residual.row + n0, static_cast<uint32_t>(width * sizeof(Out)));
+    }
+  };
+
+  template <class... Args>
+  CUTLASS_DEVICE auto get_producer_load_callbacks(fusion::detail::ProducerLoadArgs<Args...> const& args) {
+    const auto [m, n, k, batch] = args.tile_coord_mnkl;
+    return Callbacks{{},
+                     residual,
+                     static_cast<int>(get<0>(args.problem_shape_mnkl)),
+                     static_cast<int>(get<1>(args.problem_shape_mnkl)),
+                     static_cast<int>(m) * size<0>(TileShape{}),
+                     static_cast<int>(n) * size<1>(TileShape{}),
+                     args.thread_idx};
+  }
+
+  Params residual;
+};
+constexpr bool kAhead = kResidual && Tile::QUAMBA_TILE == Tile::k256x160;
+using FetchResidual = std::conditional_t<kAhead, ResidualAhead, fusion::Sm90SrcFetch<Out>>;
+
 using FloatTree =
     std::conditional_t<kResidual,
                        fusion::Sm90EVT<Compute<cutlass::plus, Out>,
                                        fusion::Sm90EVT<Compute<cutlass::plus>, ScaledTree, PerColumn>,
-                                       fusion::Sm90SrcFetch<Out>>,
+                                       FetchResidual>,
                        fusion::Sm90EVT<Compute<cutlass::plus, std::conditional_t<kQuantize, float, Out>>, ScaledTree,
                                        PerColumn>>;
 using Tree = std::conditional_t<kQuantize, fusion::Sm90EVT<Compute<Divide, Out>, FloatTree, PerColumn>, FloatTree>;
@@ -165,7 +226,10 @@ typename T::Arguments tree_arguments(const LinearParams& p) {
   const typename PerColumn::Arguments shift{bias, 0.0f, {_0{}, true, 0}};
   const typename ScaleTree::Arguments scale{per_row, per_column, {}};
   const typename ScaledTree::Arguments scaled{scale, {}, {}};
-  if constexpr (kResidual) {
+  if constexpr (kAhead) {
+    const FetchResidual::Arguments residual{static_cast<const Out*>(p.residual.data), p.residual_row};
+    return typename T::Arguments{{scaled, shift, {}}, residual, {}};
+  } else if constexpr (kResidual) {
     return typename T::Arguments{{scaled, shift, {}}, {}, {}};
   } else if constexpr (kQuantize) {
     const typename PerColumn::Arguments out{p.out_scale.data, 1.0f, {_0{}, p.out_scale.stride != 0, 0}};
