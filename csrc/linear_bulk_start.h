@@ -1,11 +1,10 @@
 // How the bulk kernel of linear is cut for a shape, and its launch.
 #pragma once
 
-#include <cutlass/cuda_host_adapter.hpp>
-
 #include <cstdlib>
 
 #include "quamba/linear_bulk.cuh"
+#include "tensor_map.h"
 
 namespace quamba {
 
@@ -50,23 +49,12 @@ inline BulkCut cheapest_bulk(const LinearParams& p, int processors, bool sequenc
   return best;
 }
 
-// A matrix of int8, `inner` bytes a row, that comes in boxes of `box` rows of a stage. Zeros beyond its ends.
-inline bool encode(CUtensorMap* map, const int8_t* data, int64_t rows, int64_t inner, int64_t stride, int box) {
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(inner), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(rows > 1 ? stride : inner)};
-  const cuuint32_t boxes[2] = {kBulkStage, static_cast<cuuint32_t>(box)}, steps[2] = {1, 1};
-  return CUTLASS_CUDA_DRIVER_WRAPPER_CALL(cuTensorMapEncodeTiled)(
-             map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2u, const_cast<int8_t*>(data), sizes, strides, boxes, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 template <int COLUMNS, int TOKENS, typename Tail>
 cudaError_t start_bulk(const LinearParams& p, int cluster, const Tail& tail, cudaStream_t stream) {
   using B = Bulk<COLUMNS, TOKENS>;
   CUtensorMap weight, x;
-  if (!encode(&weight, p.weight, p.columns, p.inner, p.weight_row, COLUMNS) ||
-      !encode(&x, p.x, p.rows, p.inner, p.x_row, TOKENS))
+  if (!encode_rows(&weight, p.weight, p.columns, p.inner, p.weight_row, kBulkStage, COLUMNS) ||
+      !encode_rows(&x, p.x, p.rows, p.inner, p.x_row, kBulkStage, TOKENS))
     return cudaErrorInvalidValue;
   const dim3 grid(static_cast<unsigned>((p.columns + COLUMNS - 1) / COLUMNS * cluster),
                   static_cast<unsigned>((p.rows + TOKENS - 1) / TOKENS));

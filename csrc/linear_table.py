@@ -15,6 +15,7 @@ KERNELS = {
     "ring": "kRing",
     "bulk": "kBulk",
     "short": "kShort",
+    "strips": "kStrips",
     **{name: f"k{name}" for name in TILES},
 }
 

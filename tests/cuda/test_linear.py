@@ -196,7 +196,7 @@ def test_wide_epilogue(monkeypatch: pytest.MonkeyPatch, kernel: str, m: int, out
     test_epilogue(m, out, bias, residual)
 
 
-KERNELS = ["ring", "bulk", "short", "128x256", "128x192", "64x64", "64x80", "256x160", "128x160", "256x192"]
+KERNELS = ["ring", "bulk", "short", "strips", "128x256", "128x192", "64x64", "64x80", "256x160", "128x160", "256x192"]
 
 
 @pytest.mark.parametrize("shape", [(300, 2560, 160), (600, 3072, 768), (513, 192, 5120), (40, 1536, 48)])
@@ -213,6 +213,26 @@ def test_kernels_agree(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, i
     for kernel in KERNELS:
         monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
         assert torch.equal(linear(*args, *last, out), expected), kernel
+
+
+# Of the kernel for short rows by strips: each length of K that has code of its own, more rows and strips than a block
+# has, parts of either; the models' W_dt.
+STRIPS_SHAPES = [
+    *[(m, 256, 160) for m in (1, 15, 33, 63, 64, 65, 127, 129, 257, 4100)],
+    *[(100, n, 160) for n in (64, 128, 320, 1088)],
+    *[(200, 320, k) for k in (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 256)],
+    (512, 5120, 160),
+    (2048, 1536, 48),
+    (2048, 5120, 160),
+    (2048, 8192, 256),
+]
+
+
+@pytest.mark.parametrize("shape", STRIPS_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column"])
+def test_strips(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out: str) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "strips")
+    test_shapes(shape, out)
 
 
 # Of the kernel for short rows: each length of K that has code of its own; rows of x and columns that fill no block;
@@ -234,30 +254,34 @@ def test_short(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out
     test_shapes(shape, out)
 
 
+@pytest.mark.parametrize("kernel", ["short", "strips"])
 @pytest.mark.parametrize("m", [70, 300])
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("view", [None, sliced, strided, lambda x: x.transpose(0, 1)])
-def test_short_views_and_scales(monkeypatch: pytest.MonkeyPatch, m: int, per_token: bool, per_channel: bool, view):
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "short")
+def test_short_views_and_scales(monkeypatch, kernel: str, m: int, per_token: bool, per_channel: bool, view) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    n = 272 if kernel == "short" else 320
     x = randint8(4, m // 2, 48)
     x = x if view is None else view(x)
     x_scale = scales(*x.shape[:-1], 1, mean=1e-3) if per_token else scales(mean=1e-3)
-    weight_scale, weight = scales(272, mean=0.1) if per_channel else scales(mean=0.1), sliced(randint8(272, 48))
-    check(linear, x, x_scale, weight, weight_scale, None, None, scales(272, mean=0.2), torch.int8, flips=1e-4)
+    weight_scale, weight = scales(n, mean=0.1) if per_channel else scales(mean=0.1), sliced(randint8(n, 48))
+    check(linear, x, x_scale, weight, weight_scale, None, None, scales(n, mean=0.2), torch.int8, flips=1e-4)
 
 
+@pytest.mark.parametrize("kernel", ["short", "strips"])
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e6, 1e30])
 @pytest.mark.parametrize("per_token", [False, True])
-def test_short_extremes(monkeypatch: pytest.MonkeyPatch, size: float, per_token: bool) -> None:
+def test_short_extremes(monkeypatch: pytest.MonkeyPatch, kernel: str, size: float, per_token: bool) -> None:
     """The largest sums there are, far beyond the range of the result on either side, and sums of zero."""
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "short")
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    n = 264 if kernel == "short" else 320
     x = torch.full((90, 256), -128, dtype=torch.int8, device="cuda")
     x[7] = 0
     x_scale = torch.full((90, 1) if per_token else (), size, device="cuda")
     one = torch.tensor(1.0, device="cuda")
     for value in (-128, 127, 1, -1):
-        weight = torch.full((264, 256), value, dtype=torch.int8, device="cuda")
+        weight = torch.full((n, 256), value, dtype=torch.int8, device="cuda")
         check(linear, x, x_scale, weight, one, None, None, one, torch.int8)
 
 

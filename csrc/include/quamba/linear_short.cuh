@@ -47,9 +47,8 @@ struct ShortColumn {
     if (!kPerRow) weight_scale = fminf(__fmul_rn(p.x_scale[0], weight_scale), 256.0f * out_scale);
   }
 
-  // The result before it is rounded, step by step as in finish().
-  __device__ __forceinline__ float steps(int sum, float x_scale) const {
-    const float exact = __fadd_rn(__int_as_float(sum), -12582912.0f);
+  // The result of a sum before it is rounded, step by step as in finish().
+  __device__ __forceinline__ float steps(float exact, float x_scale) const {
     if constexpr (kPerRow) {
       return divide(__fmul_rn(exact, __fmul_rn(x_scale, weight_scale)), out_scale, reciprocal);
     } else {
@@ -152,7 +151,8 @@ __global__ void __launch_bounds__(32 * kShortWarps, short_blocks(STEPS))
       const float x_scale = kPerRow ? p.x_scale[written ? m0 + row : 0] : 1.0f;
       float v[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] = columns[i].steps(sum[i / 2][low + i % 2], x_scale);
+      for (int i = 0; i < 8; ++i)
+        v[i] = columns[i].steps(__fadd_rn(__int_as_float(sum[i / 2][low + i % 2]), -12582912.0f), x_scale);
       const uint2 bytes = {round_to_bytes(v[0], v[1], v[2], v[3]), round_to_bytes(v[4], v[5], v[6], v[7])};
       if (written) *reinterpret_cast<uint2*>(out + 4 * low * p.columns) = bytes;
     }
