@@ -130,9 +130,10 @@ using Residual = std::conditional_t<kResidual, Out, void>;
 
 // The residual, which comes through a short ring of shared memory, asked for into the second-level cache as its tile
 // begins: where tiles are one pass over the device, all blocks would wait for memory at their end.
-struct ResidualAhead : fusion::Sm90SrcFetch<Out> {
+template <typename Element>
+struct ResidualAhead : fusion::Sm90SrcFetch<Element> {
   struct Arguments {
-    const Out* data = nullptr;
+    const Element* data = nullptr;
     int64_t row = 0;  // stride
   };
   using Params = Arguments;
@@ -167,7 +168,7 @@ struct ResidualAhead : fusion::Sm90SrcFetch<Out> {
       constexpr int kRows = size<0>(TileShape{}), kColumns = size<1>(TileShape{});
       const int width = columns - n0 < kColumns ? columns - n0 : kColumns;
       for (int m = m0 + lane; m < m0 + kRows && m < rows; m += cutlass::NumThreadsPerWarp)
-        prefetch(residual.data + m * residual.row + n0, static_cast<uint32_t>(width * sizeof(Out)));
+        prefetch(residual.data + m * residual.row + n0, static_cast<uint32_t>(width * sizeof(Element)));
     }
   };
 
@@ -186,7 +187,7 @@ struct ResidualAhead : fusion::Sm90SrcFetch<Out> {
   Params residual;
 };
 constexpr bool kAhead = kResidual && Tile::QUAMBA_TILE == Tile::k256x160;
-using FetchResidual = std::conditional_t<kAhead, ResidualAhead, fusion::Sm90SrcFetch<Out>>;
+using FetchResidual = std::conditional_t<kAhead, ResidualAhead<Out>, fusion::Sm90SrcFetch<Out>>;
 
 using FloatTree =
     std::conditional_t<kResidual,
@@ -227,8 +228,8 @@ typename T::Arguments tree_arguments(const LinearParams& p) {
   const typename ScaleTree::Arguments scale{per_row, per_column, {}};
   const typename ScaledTree::Arguments scaled{scale, {}, {}};
   if constexpr (kAhead) {
-    const FetchResidual::Arguments residual{static_cast<const Out*>(p.residual.data), p.residual_row};
-    return typename T::Arguments{{scaled, shift, {}}, residual, {}};
+    return typename T::Arguments{
+        {scaled, shift, {}}, {static_cast<const Out*>(p.residual.data), p.residual_row}, {}};
   } else if constexpr (kResidual) {
     return typename T::Arguments{{scaled, shift, {}}, {}, {}};
   } else if constexpr (kQuantize) {
