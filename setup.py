@@ -76,19 +76,20 @@ def units() -> list[Unit]:
         result.append(Unit("mixers_step_kernel.cu", f"mixers_step_{base}", (f"-DQUAMBA_BASE={base}",), only="90a"))
     result.append(Unit("linear_sm80.cu", "linear_sm80", NO_ASSERTS, only="80"))
     for name, cpp in TYPES.items():
+        tiles = ["k128x128", "k64x64"]
+        if name != "float":
+            tiles += ["k128x256", "k128x192", "k256x160", "k128x160"]
+        if name == "int8":
+            tiles += ["k64x80", "k256x192"]
         for residual in (0, 1):
             if residual and name == "int8":
                 continue
-            tiles = ["k128x256", "k128x192", "k128x128", "k64x64"]
-            for tile in tiles if name != "float" else tiles[2:]:
-                flags = (*NO_ASSERTS, *EARLY)
+            for tile in tiles:
+                flags = (*NO_ASSERTS, *EARLY, *(EXTENDED if tile.endswith("80") or tile.endswith("160") else ()))
                 defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 unit = f"linear_sm90_{name}_{residual}_{tile}"
                 result.append(Unit("linear_sm90.cu", unit, (*flags, *defines), only="90a"))
-    wide = ("-DQUAMBA_OUT=int8_t", "-DQUAMBA_RESIDUAL=0", "-DQUAMBA_TILE=k64x80")
-    unit = "linear_sm90_int8_0_k64x80"
-    result.append(Unit("linear_sm90.cu", unit, (*NO_ASSERTS, *EARLY, *EXTENDED, *wide), only="90a"))
-    for name in ("linear_bulk", "linear_conv1d_step_bulk"):
+    for name in ("linear_bulk", "linear_conv1d_step_bulk", "linear_strips"):
         result.append(Unit(f"{name}.cu", name, (*NO_ASSERTS, *EXTENDED), only="90a"))
     result.append(Unit("linear_short.cu", "linear_short", only="90a"))
     result.append(Unit("selective_scan_step_bulk.cu", "selective_scan_step_bulk", only="90a"))

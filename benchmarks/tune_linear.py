@@ -27,10 +27,12 @@ FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
 # Rows of x that the ring is offered for. With fewer it is faster by itself, but not among a step's other launches: its
 # clusters start late (mamba-2.8b, 16 sequences: 2.99 ms a token with the ring for W_x, 2.78 without).
 RING_ROWS = range(33, 4097)
-BULK_ROWS = range(33, 257)  # that the bulk kernel is offered for
-SHORT_INNER = 256  # that the short kernel takes, for int8 results
+BULK_ROWS = range(33, 4097)  # that the bulk kernel is offered for
+SHORT_INNER = 256  # that the kernels for short rows take, for int8 results
+STRIPS_ROWS = range(64, 4097)  # that the one by strips is offered for
 TILES = ("128x256", "128x192", "128x128", "64x64")
-INT8_TILES = ("64x80",)  # for int8 results alone
+WIDE_TILES = {"256x160": 512, "128x160": 256}  # and the rows of x from which on each is offered
+INT8_TILES = {"64x80": range(33, 257), "256x192": range(512, 4097)}  # for int8 results alone, and their rows of x
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MARGIN = 0.01
 CACHE_BYTES = 128 << 20
@@ -80,11 +82,13 @@ def kernels(weight: Weight, rows: int) -> list[str]:
     few = [name for name in FEW if rows <= (1 if name == "dot" else 32)]
     ring = ["ring"] if rows in RING_ROWS else []
     short = ["short"] if weight.quantized and weight.inner <= SHORT_INNER and rows >= 8 else []
+    strips = ["strips"] if short and rows in STRIPS_ROWS and weight.columns % 64 == 0 else []
     bulk = ["bulk"] if rows in BULK_ROWS else []
     tiles = [name for name in TILES if rows >= 16]
-    if weight.quantized and rows in BULK_ROWS:
-        tiles += INT8_TILES
-    return few + ring + bulk + short + tiles
+    tiles += [name for name, least in WIDE_TILES.items() if rows >= least]
+    if weight.quantized:
+        tiles += [name for name, offered in INT8_TILES.items() if rows in offered]
+    return few + ring + bulk + short + strips + tiles
 
 
 def choices(times: dict[int, dict[str, float]], margin: float = MARGIN) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 #include "linear_matrix.h"
 #include "linear_ring.h"
 #include "linear_short.h"
+#include "linear_strips.h"
 #include "op.h"
 #include "quamba/linear_rows.cuh"
 
@@ -46,6 +47,7 @@ void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& dev
   if (kernel == LinearKernel::kRing) return check_launch("linear", linear_ring(p, device.processors, stream));
   if (kernel == LinearKernel::kBulk) return check_launch("linear", linear_bulk(p, device.processors, stream));
   if (kernel == LinearKernel::kShort) return check_launch("linear", linear_short(p, device.processors, stream));
+  if (kernel == LinearKernel::kStrips) return check_launch("linear", linear_strips(p, device.processors, stream));
 #endif
   if (kernel == LinearKernel::kDot) {
     if (p.columns >= 4096) return launch_dot<1, 2, true>(p, device, stream);

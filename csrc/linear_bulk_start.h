@@ -1,62 +1,60 @@
 // How the bulk kernel of linear is cut for a shape, and its launch.
 #pragma once
 
-#include <cutlass/cuda_host_adapter.hpp>
-
 #include <cstdlib>
 
 #include "quamba/linear_bulk.cuh"
+#include "tensor_map.h"
 
 namespace quamba {
 
 struct BulkCut {
-  int columns, cluster;
+  int columns, tokens, cluster;
 };
 
-// QUAMBA_BULK_COLUMNS and QUAMBA_BULK_CLUSTER force one, for tuning, where the shape allows it.
+// Rows of x up to which a cut is one of few: 64 rows of x a block, or 128 where there are more. Sequences may take
+// either, and 96 columns, too: two of these are W_x of mamba-2.8b.
+constexpr int64_t kBulkFew = 128;
+
+// QUAMBA_BULK_COLUMNS, _TOKENS and _CLUSTER force a cut, for tuning, where the shape allows it.
 inline int forced_cut(const char* name) {
   const char* const value = std::getenv(name);
   return value ? std::atoi(value) : 0;
 }
 
-// The cut by which the busiest multiprocessor has to fetch least, in rows of a stage.
-inline BulkCut cheapest_bulk(const LinearParams& p, int tokens, int processors) {
-  const int64_t stages = (p.inner + kBulkStage - 1) / kBulkStage, row_tiles = (p.rows + tokens - 1) / tokens;
-  const int forced_columns = forced_cut("QUAMBA_BULK_COLUMNS"), forced_cluster = forced_cut("QUAMBA_BULK_CLUSTER");
+// The cut by which the busiest multiprocessor has to fetch least, in rows of a stage. sequences: all cuts are there.
+inline BulkCut cheapest_bulk(const LinearParams& p, int processors, bool sequences) {
+  const int64_t stages = (p.inner + kBulkStage - 1) / kBulkStage;
+  const int forced_columns = forced_cut("QUAMBA_BULK_COLUMNS"), forced_cluster = forced_cut("QUAMBA_BULK_CLUSTER"),
+            forced_tokens = forced_cut("QUAMBA_BULK_TOKENS");
+  const bool any = sequences && p.rows > kBulkFew;
   BulkCut best{};
   int64_t best_cost = 0;
-  for (const int columns : {80, 32, 128, 160}) {
-    if (forced_columns && columns != forced_columns) continue;
-    for (const int cluster : {1, 2, 4, 8}) {
-      if (cluster > stages || (forced_cluster && cluster != forced_cluster)) continue;
-      const int64_t blocks = (p.columns + columns - 1) / columns * cluster * row_tiles;
-      // Meeting in a cluster, and reading its sums: as many bytes as a block has of them, at half the speed.
-      const int64_t adding_up = cluster > 1 ? 128 + 4 * columns * tokens / 64 : 0;
-      const int64_t cost = (blocks + processors - 1) / processors *
-                           ((columns + tokens) * ((stages + cluster - 1) / cluster) + adding_up);
-      if (best.columns == 0 || cost < best_cost) best = {columns, cluster}, best_cost = cost;
+  for (const int columns : {80, 32, 96, 128, 160}) {
+    if (forced_columns ? columns != forced_columns || (columns == 96 && !sequences) : columns == 96 && !any) continue;
+    for (const int tokens : {64, 128}) {
+      if (forced_tokens ? tokens != forced_tokens : !any && tokens != (p.rows <= 64 ? 64 : 128)) continue;
+      const int64_t row_tiles = (p.rows + tokens - 1) / tokens;
+      for (const int cluster : {1, 2, 4, 8}) {
+        if (cluster > stages || (forced_cluster && cluster != forced_cluster)) continue;
+        const int64_t blocks = (p.columns + columns - 1) / columns * cluster * row_tiles;
+        // Meeting in a cluster, and reading its sums: as many bytes as a block has of them, at half the speed.
+        const int64_t adding_up = cluster > 1 ? 128 + 4 * columns * tokens / 64 : 0;
+        const int64_t cost = (blocks + processors - 1) / processors *
+                             ((columns + tokens) * ((stages + cluster - 1) / cluster) + adding_up);
+        if (best.columns == 0 || cost < best_cost) best = {columns, tokens, cluster}, best_cost = cost;
+      }
     }
   }
   return best;
-}
-
-// A matrix of int8, `inner` bytes a row, that comes in boxes of `box` rows of a stage. Zeros beyond its ends.
-inline bool encode(CUtensorMap* map, const int8_t* data, int64_t rows, int64_t inner, int64_t stride, int box) {
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(inner), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(rows > 1 ? stride : inner)};
-  const cuuint32_t boxes[2] = {kBulkStage, static_cast<cuuint32_t>(box)}, steps[2] = {1, 1};
-  return CUTLASS_CUDA_DRIVER_WRAPPER_CALL(cuTensorMapEncodeTiled)(
-             map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2u, const_cast<int8_t*>(data), sizes, strides, boxes, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 template <int COLUMNS, int TOKENS, typename Tail>
 cudaError_t start_bulk(const LinearParams& p, int cluster, const Tail& tail, cudaStream_t stream) {
   using B = Bulk<COLUMNS, TOKENS>;
   CUtensorMap weight, x;
-  if (!encode(&weight, p.weight, p.columns, p.inner, p.weight_row, COLUMNS) ||
-      !encode(&x, p.x, p.rows, p.inner, p.x_row, TOKENS))
+  if (!encode_rows(&weight, p.weight, p.columns, p.inner, p.weight_row, kBulkStage, COLUMNS) ||
+      !encode_rows(&x, p.x, p.rows, p.inner, p.x_row, kBulkStage, TOKENS))
     return cudaErrorInvalidValue;
   const dim3 grid(static_cast<unsigned>((p.columns + COLUMNS - 1) / COLUMNS * cluster),
                   static_cast<unsigned>((p.rows + TOKENS - 1) / TOKENS));
@@ -67,9 +65,11 @@ cudaError_t start_bulk(const LinearParams& p, int cluster, const Tail& tail, cud
 }
 
 template <int TOKENS, typename Tail>
-cudaError_t start_bulk(const LinearParams& p, int processors, const Tail& tail, cudaStream_t stream) {
-  const BulkCut cut = cheapest_bulk(p, TOKENS, processors);
+cudaError_t start_bulk(const LinearParams& p, const BulkCut& cut, const Tail& tail, cudaStream_t stream) {
   if (cut.columns == 32) return start_bulk<32, TOKENS>(p, cut.cluster, tail, stream);
+  if constexpr (Tail::kSequences) {
+    if (cut.columns == 96) return start_bulk<96, TOKENS>(p, cut.cluster, tail, stream);
+  }
   if (cut.columns == 80) return start_bulk<80, TOKENS>(p, cut.cluster, tail, stream);
   if (cut.columns == 128) return start_bulk<128, TOKENS>(p, cut.cluster, tail, stream);
   if (cut.columns == 160) return start_bulk<160, TOKENS>(p, cut.cluster, tail, stream);
@@ -79,8 +79,9 @@ cudaError_t start_bulk(const LinearParams& p, int processors, const Tail& tail, 
 // Starts the kernel with a tail.
 template <typename Tail>
 cudaError_t start_bulk(const LinearParams& p, int processors, const Tail& tail, cudaStream_t stream) {
-  if (p.rows <= 64) return start_bulk<64>(p, processors, tail, stream);
-  return start_bulk<128>(p, processors, tail, stream);
+  const BulkCut cut = cheapest_bulk(p, processors, Tail::kSequences);
+  if (cut.tokens == 64) return start_bulk<64>(p, cut, tail, stream);
+  return start_bulk<128>(p, cut, tail, stream);
 }
 
 }  // namespace quamba

@@ -12,6 +12,8 @@ cudaError_t matrix_sm90(const LinearParams& p, LinearKernel kernel, void* worksp
   if (kernel == LinearKernel::k64x64) return linear_sm90<Out, kResidual, Tile::k64x64>(p, workspace, bytes, stream);
   if constexpr (sizeof(Out) == 1) {
     if (kernel == LinearKernel::k64x80) return linear_sm90<Out, kResidual, Tile::k64x80>(p, workspace, bytes, stream);
+    if (kernel == LinearKernel::k256x192)
+      return linear_sm90<Out, kResidual, Tile::k256x192>(p, workspace, bytes, stream);
   }
   if constexpr (sizeof(Out) < 4) {  // a float32 result is rare: its larger tiles are not worth their compilation
     switch (kernel) {
@@ -19,6 +21,10 @@ cudaError_t matrix_sm90(const LinearParams& p, LinearKernel kernel, void* worksp
         return linear_sm90<Out, kResidual, Tile::k128x256>(p, workspace, bytes, stream);
       case LinearKernel::k128x192:
         return linear_sm90<Out, kResidual, Tile::k128x192>(p, workspace, bytes, stream);
+      case LinearKernel::k256x160:
+        return linear_sm90<Out, kResidual, Tile::k256x160>(p, workspace, bytes, stream);
+      case LinearKernel::k128x160:
+        return linear_sm90<Out, kResidual, Tile::k128x160>(p, workspace, bytes, stream);
       default:
         break;
     }

@@ -28,17 +28,18 @@ def linear() -> None:
         ops.linear(x, scales(), weight, scales(n), None, None, scales(n), torch.int8)
     for kernel in ("ring", "bulk"):
         os.environ["QUAMBA_LINEAR_KERNEL"] = kernel
-        for m, n, k in ((9, 100, 1040), (20, 161, 160), (64, 192, 5120), (70, 2570, 48)):
+        for m, n, k in ((9, 100, 1040), (20, 161, 160), (64, 192, 5120), (70, 2570, 48), (300, 97, 1040)):
             residual = randn(m, n, dtype=torch.float16)
             ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, residual, None, torch.float32)
             ops.linear(randint8(m, k), scales(m, 1), randint8(n, k), scales(n), None, None, scales(n), torch.int8)
         for b, d, e in ((9, 100, 160), (64, 264, 48), (20, 40, 1040)):
             args = (randint8(b, e), scales(), randint8(2 * d, e), scales(2 * d), None, scales(2 * d), randint8(d, 4))
             ops.linear_conv1d_step(*args, scales(d), randn(d), scales(d), randint8(b, d, 4))
-    os.environ["QUAMBA_LINEAR_KERNEL"] = "short"
-    for m, n, k in ((1, 8, 16), (33, 264, 48), (90, 520, 96), (17, 248, 128), (300, 256, 160), (40, 264, 256)):
-        for x_scale in (scales(), scales(m, 1)):
-            ops.linear(randint8(m, k), x_scale, randint8(n, k), scales(n), None, None, scales(n), torch.int8)
+    for kernel, n in (("short", 264), ("strips", 320)):
+        os.environ["QUAMBA_LINEAR_KERNEL"] = kernel
+        for m, k in ((1, 16), (33, 48), (90, 96), (17, 128), (300, 160), (40, 256)):
+            for x_scale in (scales(), scales(m, 1)):
+                ops.linear(randint8(m, k), x_scale, randint8(n, k), scales(n), None, None, scales(n), torch.int8)
     del os.environ["QUAMBA_LINEAR_KERNEL"]
     for m, n, k in ((300, 512, 128), (2048, 640, 128), (513, 2560, 64)):
         ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, None, scales(), torch.int8)

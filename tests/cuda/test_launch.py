@@ -96,8 +96,11 @@ def prefill(length: int, after) -> list[Tensor]:
     return [hidden, conv, ssm]
 
 
+TILES = ["128x256", "128x192", "128x128", "64x64", "64x80", "256x160", "128x160", "256x192"]
+
+
 @pytest.mark.parametrize("length", [40, 300, 1030])
-@pytest.mark.parametrize("kernel", [None, "short", "ring", "bulk", "128x256", "128x192", "128x128", "64x64", "64x80"])
+@pytest.mark.parametrize("kernel", [None, "short", "strips", "ring", "bulk", *TILES])
 def test_prefill(monkeypatch: pytest.MonkeyPatch, length: int, kernel: str | None) -> None:
     if kernel is not None:
         monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)

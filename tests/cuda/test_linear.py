@@ -79,7 +79,7 @@ def test_ring_strides(monkeypatch: pytest.MonkeyPatch, view) -> None:
 
 
 # Of the bulk kernel: 64 and 128 rows of x a block and tiles of them, columns and K that fill no stage, more stages than
-# the ring has, W_in, W_x and W_out of mamba-2.8b, W_out's of falcon-mamba.
+# the ring has, W_in, W_x and W_out of mamba-2.8b, W_out's of falcon-mamba; sequences.
 BULK_SHAPES = [
     *[(m, 256, 512) for m in (1, 8, 16, 33, 63, 64, 65, 127, 128, 129, 250, 512)],
     *[(64, n, 512) for n in (1, 15, 79, 81, 192, 2570)],
@@ -93,6 +93,14 @@ BULK_SHAPES = [
     (100, 10240, 2560),
     (48, 4096, 8192),
     (64, 50280, 256),
+    (129, 97, 160),
+    (513, 2570, 1040),
+    (700, 90, 1536),
+    (1000, 192, 5120),
+    (2048, 192, 5120),
+    (2048, 80, 1536),
+    (2048, 768, 1536),
+    (4096, 96, 272),
 ]
 
 
@@ -103,10 +111,11 @@ def test_bulk(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out)
     test_shapes(shape, out)
 
 
-@pytest.mark.parametrize("columns", [32, 80, 128, 160])
+@pytest.mark.parametrize("columns", [32, 80, 96, 128, 160])
+@pytest.mark.parametrize("tokens", [64, 128])
 @pytest.mark.parametrize("cluster", [1, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(50, 250, 1500), (64, 330, 4096), (97, 170, 3000), (300, 200, 1040), (40, 161, 128)])
-def test_bulk_cuts(monkeypatch: pytest.MonkeyPatch, columns: int, cluster: int, shape: tuple[int, int, int]) -> None:
+def test_bulk_cuts(monkeypatch, columns: int, tokens: int, cluster: int, shape: tuple[int, int, int]) -> None:
     """Every width and cluster, also where K has no 16 bytes for each block; a cluster needs a stage a block."""
     m, n, k = shape
     k = k // 16 * 16
@@ -114,6 +123,7 @@ def test_bulk_cuts(monkeypatch: pytest.MonkeyPatch, columns: int, cluster: int, 
         pytest.skip("more blocks than stages")
     monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "bulk")
     monkeypatch.setenv("QUAMBA_BULK_COLUMNS", str(columns))
+    monkeypatch.setenv("QUAMBA_BULK_TOKENS", str(tokens))
     monkeypatch.setenv("QUAMBA_BULK_CLUSTER", str(cluster))
     test_shapes((m, n, k), "int8 per column")
     test_shapes((m, n, k), torch.float32)
@@ -148,6 +158,83 @@ def test_64x80(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out
     test_shapes(shape, out)
 
 
+# Shapes that are one pass of the widest tiles over the device, and some that fill neither their rows nor columns.
+WIDE_SHAPES = [
+    *[(m, 320, 512) for m in (1, 16, 127, 129, 255, 257, 600)],
+    *[(300, n, 160) for n in (8, 152, 161, 168, 330, 1000)],
+    *[(260, 336, k) for k in (16, 144, 1000, 4112)],
+    (2048, 2560, 5120),
+    (2048, 3072, 768),
+    (1024, 2560, 1024),
+    (512, 10240, 256),
+    (2048, 5120, 160),
+]
+
+
+@pytest.mark.parametrize("kernel", ["256x160", "128x160"])
+@pytest.mark.parametrize("shape", WIDE_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column", torch.float16, torch.bfloat16])
+def test_wide(monkeypatch: pytest.MonkeyPatch, kernel: str, shape: tuple[int, int, int], out) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    test_shapes(shape, out)
+
+
+@pytest.mark.parametrize("shape", WIDE_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column"])
+def test_256x192(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out: str) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "256x192")
+    test_shapes(shape, out)
+
+
+@pytest.mark.parametrize("kernel", ["256x160", "128x160", "256x192"])
+@pytest.mark.parametrize("m", [40, 300])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("bias", [None, torch.float16])
+@pytest.mark.parametrize("residual", [None, *FLOATS])
+def test_wide_epilogue(monkeypatch: pytest.MonkeyPatch, kernel: str, m: int, out: torch.dtype, bias, residual) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    test_epilogue(m, out, bias, residual)
+
+
+KERNELS = ["ring", "bulk", "short", "strips", "128x256", "128x192", "64x64", "64x80", "256x160", "128x160", "256x192"]
+
+
+@pytest.mark.parametrize("shape", [(300, 2560, 160), (600, 3072, 768), (513, 192, 5120), (40, 1536, 48)])
+@pytest.mark.parametrize("out", [torch.int8, torch.float16])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_kernels_agree(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out, per_token: bool) -> None:
+    """Whatever kernel computes a product, the result is the same to the bit."""
+    m, n, k = shape
+    x_scale = scales(m, 1, mean=0.4 / k**0.5) if per_token else scales(mean=0.4 / k**0.5)
+    args = (randint8(m, k), x_scale, randint8(n, k), scales(n), None)
+    last = (None, scales(n, mean=0.8)) if out == torch.int8 else (randn(m, n, dtype=torch.float16), None)
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "128x128")
+    expected = linear(*args, *last, out)
+    for kernel in KERNELS:
+        monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+        assert torch.equal(linear(*args, *last, out), expected), kernel
+
+
+# Of the kernel for short rows by strips: each length of K that has code of its own, more rows and strips than a block
+# has, parts of either; the models' W_dt.
+STRIPS_SHAPES = [
+    *[(m, 256, 160) for m in (1, 15, 33, 63, 64, 65, 127, 129, 257, 4100)],
+    *[(100, n, 160) for n in (64, 128, 320, 1088)],
+    *[(200, 320, k) for k in (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 256)],
+    (512, 5120, 160),
+    (2048, 1536, 48),
+    (2048, 5120, 160),
+    (2048, 8192, 256),
+]
+
+
+@pytest.mark.parametrize("shape", STRIPS_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column"])
+def test_strips(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out: str) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "strips")
+    test_shapes(shape, out)
+
+
 # Of the kernel for short rows: each length of K that has code of its own; rows of x and columns that fill no block;
 # more rows than the device takes at a time; the models' W_dt.
 SHORT_SHAPES = [
@@ -167,30 +254,34 @@ def test_short(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out
     test_shapes(shape, out)
 
 
+@pytest.mark.parametrize("kernel", ["short", "strips"])
 @pytest.mark.parametrize("m", [70, 300])
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("view", [None, sliced, strided, lambda x: x.transpose(0, 1)])
-def test_short_views_and_scales(monkeypatch: pytest.MonkeyPatch, m: int, per_token: bool, per_channel: bool, view):
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "short")
+def test_short_views_and_scales(monkeypatch, kernel: str, m: int, per_token: bool, per_channel: bool, view) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    n = 272 if kernel == "short" else 320
     x = randint8(4, m // 2, 48)
     x = x if view is None else view(x)
     x_scale = scales(*x.shape[:-1], 1, mean=1e-3) if per_token else scales(mean=1e-3)
-    weight_scale, weight = scales(272, mean=0.1) if per_channel else scales(mean=0.1), sliced(randint8(272, 48))
-    check(linear, x, x_scale, weight, weight_scale, None, None, scales(272, mean=0.2), torch.int8, flips=1e-4)
+    weight_scale, weight = scales(n, mean=0.1) if per_channel else scales(mean=0.1), sliced(randint8(n, 48))
+    check(linear, x, x_scale, weight, weight_scale, None, None, scales(n, mean=0.2), torch.int8, flips=1e-4)
 
 
+@pytest.mark.parametrize("kernel", ["short", "strips"])
 @pytest.mark.parametrize("size", [1.0, 1e-6, 1e6, 1e30])
 @pytest.mark.parametrize("per_token", [False, True])
-def test_short_extremes(monkeypatch: pytest.MonkeyPatch, size: float, per_token: bool) -> None:
+def test_short_extremes(monkeypatch: pytest.MonkeyPatch, kernel: str, size: float, per_token: bool) -> None:
     """The largest sums there are, far beyond the range of the result on either side, and sums of zero."""
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "short")
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    n = 264 if kernel == "short" else 320
     x = torch.full((90, 256), -128, dtype=torch.int8, device="cuda")
     x[7] = 0
     x_scale = torch.full((90, 1) if per_token else (), size, device="cuda")
     one = torch.tensor(1.0, device="cuda")
     for value in (-128, 127, 1, -1):
-        weight = torch.full((264, 256), value, dtype=torch.int8, device="cuda")
+        weight = torch.full((n, 256), value, dtype=torch.int8, device="cuda")
         check(linear, x, x_scale, weight, one, None, None, one, torch.int8)
 
 

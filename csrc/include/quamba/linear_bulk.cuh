@@ -1,4 +1,4 @@
-// linear, some rows of x, with Hopper's copy engine and matrix unit: what linear_ring.cuh computes, and how its results
+// linear, some rows of x, or few columns, with Hopper's copy engine and matrix unit: what linear_ring.cuh computes, and how its results
 // are added up and written, but for the loop.
 //
 // A block takes COLUMNS rows of the weight against 64 or 128 rows of x. One thread has both copied by tensor maps, 128
@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(kBulkThreads, 1)
   const int all = static_cast<int>((p.inner + kBulkStage - 1) / kBulkStage);
   const int begin = all * rank / cluster, count = all * (rank + 1) / cluster - begin;
   let_next_start();
-  if (thread < COLUMNS && n0 + thread < p.columns && count > 0 && ahead > 0 && in_first_wave(1)) {
+  // Blocks of other rows take the same weights.
+  if (blockIdx.y == 0 && thread < COLUMNS && n0 + thread < p.columns && count > 0 && ahead > 0 && in_first_wave(1)) {
     const int64_t from = static_cast<int64_t>(begin) * kBulkStage;
     const int64_t to = static_cast<int64_t>(begin + (ahead < count ? ahead : count)) * kBulkStage;
     prefetch(p.weight + (n0 + thread) * p.weight_row + from,

@@ -10,6 +10,8 @@ namespace quamba {
 // Columns below `channels` are x0 and go through the convolution to x, contiguous; the others are z. Both int8,
 // (B, channels).
 struct RingConv {
+  static constexpr bool kSequences = false;
+
   int64_t channels;
   AnyVector weight;
   Scale weight_scale;

@@ -10,6 +10,7 @@
 #include "quamba/fragments.cuh"
 #include "quamba/launch.cuh"
 #include "quamba/linear.cuh"
+#include "quamba/round.cuh"
 
 namespace quamba {
 
@@ -46,14 +47,13 @@ struct ShortColumn {
     if (!kPerRow) weight_scale = fminf(__fmul_rn(p.x_scale[0], weight_scale), 256.0f * out_scale);
   }
 
-  // Step by step as in finish().
-  __device__ __forceinline__ uint32_t byte(int sum, float x_scale) const {
-    const float exact = __fadd_rn(__int_as_float(sum), -12582912.0f);
+  // The result of a sum before it is rounded, step by step as in finish().
+  __device__ __forceinline__ float steps(float exact, float x_scale) const {
     if constexpr (kPerRow) {
-      return round_to_byte(divide(__fmul_rn(exact, __fmul_rn(x_scale, weight_scale)), out_scale, reciprocal));
+      return divide(__fmul_rn(exact, __fmul_rn(x_scale, weight_scale)), out_scale, reciprocal);
     } else {
       const float v = __fmul_rn(exact, weight_scale), q = v * reciprocal;
-      return round_to_byte(fmaf(fmaf(-q, out_scale, v), reciprocal, q));
+      return fmaf(fmaf(-q, out_scale, v), reciprocal, q);
     }
   }
 };
@@ -149,10 +149,12 @@ __global__ void __launch_bounds__(32 * kShortWarps, short_blocks(STEPS))
       const int row = m + lane / 4 + 4 * low;
       const bool written = writes && row < limit;
       const float x_scale = kPerRow ? p.x_scale[written ? m0 + row : 0] : 1.0f;
-      uint32_t bytes[8];
+      float v[8];
 #pragma unroll
-      for (int i = 0; i < 8; ++i) bytes[i] = columns[i].byte(sum[i / 2][low + i % 2], x_scale);
-      if (written) store_bytes<8, true>(out + 4 * low * p.columns, 8, bytes);
+      for (int i = 0; i < 8; ++i)
+        v[i] = columns[i].steps(__fadd_rn(__int_as_float(sum[i / 2][low + i % 2]), -12582912.0f), x_scale);
+      const uint2 bytes = {round_to_bytes(v[0], v[1], v[2], v[3]), round_to_bytes(v[4], v[5], v[6], v[7])};
+      if (written) *reinterpret_cast<uint2*>(out + 4 * low * p.columns) = bytes;
     }
   }
 }

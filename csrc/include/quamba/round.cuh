@@ -1,9 +1,26 @@
-// Rounding to int8 of values whose own roundings are as large as that of a quotient.
+// Rounding to int8 without the general case's cost.
 #pragma once
 
 #include "quamba/types.cuh"
 
 namespace quamba {
+
+// clamp(round_half_even(v), -128, 127) of four finite values, a in the lowest byte: two instructions on Hopper.
+__device__ __forceinline__ uint32_t round_to_bytes(float a, float b, float c, float d) {
+  uint32_t word;
+  asm("{ .reg .s32 i, j, k, l; .reg .b32 high;\n"
+      "cvt.rni.s32.f32 i, %1;\n"
+      "cvt.rni.s32.f32 j, %2;\n"
+      "cvt.rni.s32.f32 k, %3;\n"
+      "cvt.rni.s32.f32 l, %4;\n"
+      "cvt.pack.sat.s8.s32.b32 high, l, k, 0;\n"
+      "cvt.pack.sat.s8.s32.b32 %0, j, i, high; }"
+      : "=r"(word)
+      : "f"(a), "f"(b), "f"(c), "f"(d));
+  return word;
+}
+
+// For values whose own roundings are as large as that of a quotient:
 
 // clamp(round_half_even(v * factor), -128, 127) in the low byte: as round_to_byte, but multiplied and shifted at once,
 // with one rounding.
