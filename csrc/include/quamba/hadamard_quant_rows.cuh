@@ -236,10 +236,11 @@ constexpr int hadamard_rows_shared() {
   return 6 * (BASE << LOG_POWER);
 }
 
-// Rows of x at aligned addresses; one scale, or aligned ones.
+// Rows of x at aligned addresses; one scale, or aligned ones. ahead: the row behind a block's next one is brought to the
+// second-level cache.
 template <int BASE, int LOG_POWER, typename T>
 __global__ void __launch_bounds__(HadamardRows<BASE, LOG_POWER>::kThreads, HadamardRows<BASE, LOG_POWER>::kBlocks)
-    hadamard_rows_kernel(const HadamardParams p, int64_t rows) {
+    hadamard_rows_kernel(const HadamardParams p, int64_t rows, bool ahead) {
   using How = HadamardRows<BASE, LOG_POWER>;
   constexpr int kPieces = How::kOrder / 8, kStep = How::kThreads;
   static_assert(sizeof(T) == 2 && kPieces % kStep == 0 && kStep % 32 == 0, "a thread's pieces lie alike");
@@ -247,14 +248,14 @@ __global__ void __launch_bounds__(HadamardRows<BASE, LOG_POWER>::kThreads, Hadam
   float* const numbers = reinterpret_cast<float*>(shared_fours);
   T* const fetched = reinterpret_cast<T*>(numbers + How::kOrder);
   const int first = 8 * threadIdx.x, first_place = 8 * How::piece(threadIdx.x);
-  // The copies of this block's next row, and of the one behind it the way to the second-level cache.
   const auto fetch = [&](int64_t row) {
     if (row < rows) {
       const T* const from = static_cast<const T*>(p.x) + row * p.row_stride;
 #pragma unroll
       for (int i = 0; i < kPieces / kStep; ++i)
         copy_piece(fetched + first_place + 8 * i * kStep, from + first + 8 * i * kStep);
-      if (threadIdx.x == 0 && row + gridDim.x < rows) prefetch(from + gridDim.x * p.row_stride, 2 * How::kOrder);
+      if (ahead && threadIdx.x == 0 && row + gridDim.x < rows)
+        prefetch(from + gridDim.x * p.row_stride, 2 * How::kOrder);
     }
     copies_committed();
   };
