@@ -15,8 +15,8 @@ constexpr bool has_rows_kernel(int base, int log_power) {
                                                                       : base == 20 && log_power == 8;
 }
 
-// Transforms `rows` rows of type x_type; the result is int8 where quantize is true, else of x_type. processors: how many
-// multiprocessors the kernel for many rows has, where it takes the call; else 0.
+// Transforms `rows` rows of type x_type; the result is int8 where quantize is true, else of x_type. processors: the
+// multiprocessors of the kernel for many rows, where it takes the call; else 0.
 template <int BASE>
 cudaError_t launch_hadamard(const HadamardParams& p, int64_t rows, Type x_type, bool quantize, int processors,
                             cudaStream_t stream);

@@ -156,8 +156,8 @@ struct HadamardRows {
   }
 };
 
-// A power of two. In the stages' order: strides 1 to 16 on 32 neighbours a thread; the middle ones, from 32 on, on every
-// 32nd element of 1024; the upper three on 8 times four neighbours.
+// A power of two. In the stages' order: strides 1 to 16 on 32 neighbours a thread; the middle ones, from 32 on, on
+// every 32nd element of 1024; the upper three on 8 times four neighbours.
 template <int LOG_POWER>
 struct HadamardRows<1, LOG_POWER> {
   static constexpr int kOrder = 1 << LOG_POWER;
@@ -236,8 +236,8 @@ constexpr int hadamard_rows_shared() {
   return 6 * (BASE << LOG_POWER);
 }
 
-// Rows of x at aligned addresses; one scale, or aligned ones. ahead: the row behind a block's next one is brought to the
-// second-level cache.
+// Rows of x at aligned addresses; one scale, or aligned ones. ahead: the row behind a block's next one is brought to
+// the second-level cache.
 template <int BASE, int LOG_POWER, typename T>
 __global__ void __launch_bounds__(HadamardRows<BASE, LOG_POWER>::kThreads, HadamardRows<BASE, LOG_POWER>::kBlocks)
     hadamard_rows_kernel(const HadamardParams p, int64_t rows, bool ahead) {
