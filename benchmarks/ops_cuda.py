@@ -173,6 +173,7 @@ def row_cases(rows: int, columns: int) -> list[Case]:
         Case("quantize", shape, lambda: (half(rows, columns), scale(columns)), ops.quantize),
         Case("quantize_per_token", shape, lambda: (half(rows, columns),), ops.quantize_per_token),
         Case("hadamard_quant", shape, lambda: (half(rows, columns), scale(columns)), ops.hadamard_quant),
+        Case("hadamard_quant", f"{shape}, one scale", lambda: (half(rows, columns), scale()), ops.hadamard_quant),
     ]
 
 

@@ -1,5 +1,7 @@
 // quamba::hadamard and quamba::hadamard_quant on CUDA.
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 
 #include "hadamard_quant_kernel.h"
 #include "op.h"
@@ -34,26 +36,36 @@ void decompose(int64_t size, HadamardParams* p) {
   }
 }
 
-cudaError_t launch(const HadamardParams& p, int64_t rows, Type type, bool quantize, cudaStream_t stream) {
+// Whether hadamard_rows_kernel takes it, and there are rows enough that its blocks of few threads fill the device. For
+// measurements, QUAMBA_HADAMARD_ROWS=0 leaves all to the kernel of a block a row.
+bool of_many_rows(const HadamardParams& p, int64_t rows, Type type, bool quantize, int processors) {
+  static const char* const wanted = std::getenv("QUAMBA_HADAMARD_ROWS");
+  return quantize && rows >= 2 * processors && has_rows_kernel(p.base, p.log_power) && p.blocks == 1 &&
+         size_of(type) == 2 && p.vector_in && p.vector_out && (p.scale.stride == 0 || p.vector_scale) &&
+         (wanted == nullptr || std::strcmp(wanted, "0") != 0);
+}
+
+cudaError_t launch(const HadamardParams& p, int64_t rows, Type type, bool quantize, int processors,
+                   cudaStream_t stream) {
   switch (p.base) {
     case 1:
-      return launch_hadamard<1>(p, rows, type, quantize, stream);
+      return launch_hadamard<1>(p, rows, type, quantize, processors, stream);
     case 12:
-      return launch_hadamard<12>(p, rows, type, quantize, stream);
+      return launch_hadamard<12>(p, rows, type, quantize, processors, stream);
     case 20:
-      return launch_hadamard<20>(p, rows, type, quantize, stream);
+      return launch_hadamard<20>(p, rows, type, quantize, processors, stream);
     case 28:
-      return launch_hadamard<28>(p, rows, type, quantize, stream);
+      return launch_hadamard<28>(p, rows, type, quantize, processors, stream);
     case 36:
-      return launch_hadamard<36>(p, rows, type, quantize, stream);
+      return launch_hadamard<36>(p, rows, type, quantize, processors, stream);
     case 44:
-      return launch_hadamard<44>(p, rows, type, quantize, stream);
+      return launch_hadamard<44>(p, rows, type, quantize, processors, stream);
     case 52:
-      return launch_hadamard<52>(p, rows, type, quantize, stream);
+      return launch_hadamard<52>(p, rows, type, quantize, processors, stream);
     case 60:
-      return launch_hadamard<60>(p, rows, type, quantize, stream);
+      return launch_hadamard<60>(p, rows, type, quantize, processors, stream);
     default:
-      return launch_hadamard<kAnyBase>(p, rows, type, quantize, stream);
+      return launch_hadamard<kAnyBase>(p, rows, type, quantize, processors, stream);
   }
 }
 
@@ -74,7 +86,9 @@ Tensor run(const Tensor& x, const OptionalTensor& scale) {
   p.vector_scale = aligned(p.scale.data, 16);
   p.vector_out = p.power % 16 == 0 && aligned(p.out, 16);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const cudaError_t error = launch(p, rows.rows, type, scale.has_value(), stream_of(x));
+  const int processors = multiprocessors(x);
+  const bool many = of_many_rows(p, rows.rows, type, scale.has_value(), processors);
+  const cudaError_t error = launch(p, rows.rows, type, scale.has_value(), many ? processors : 0, stream_of(x));
   QUAMBA_CHECK(error == cudaSuccess, "hadamard: the kernel for D=", rows.columns,
                " could not be launched: ", cudaGetErrorString(error));
   return out;

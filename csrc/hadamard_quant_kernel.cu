@@ -4,8 +4,13 @@
 #define QUAMBA_ROWS_SPACE static __device__ const
 #endif
 #include "hadamard_quant_kernel.h"
+#if QUAMBA_BASE != 0
+#include "quamba/hadamard_quant_rows.cuh"
+#endif
 
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 
 namespace quamba {
 namespace {
@@ -20,10 +25,37 @@ cudaError_t transform(const HadamardParams& p, int64_t rows, cudaStream_t stream
                 Launch{static_cast<unsigned>(rows * p.blocks), threads, shared, stream}, p);
 }
 
+#if QUAMBA_BASE != 0
+// By the kernel for many rows, where p's size is BASE * 2^LOG_POWER or a larger power that it is compiled for.
+template <int BASE, int LOG_POWER, typename T>
+cudaError_t transform_rows(const HadamardParams& p, int64_t rows, int processors, cudaStream_t stream) {
+  if constexpr (LOG_POWER > 13) {
+    return cudaErrorInvalidValue;
+  } else if constexpr (!has_rows_kernel(BASE, LOG_POWER)) {
+    return transform_rows<BASE, LOG_POWER + 1, T>(p, rows, processors, stream);
+  } else {
+    if (p.log_power != LOG_POWER) return transform_rows<BASE, LOG_POWER + 1, T>(p, rows, processors, stream);
+    using How = HadamardRows<BASE, LOG_POWER>;
+    // For measurements, QUAMBA_HADAMARD_AHEAD=1 prefetches a row more. Streams that were prefetched so were slower.
+    static const char* const wanted = std::getenv("QUAMBA_HADAMARD_AHEAD");
+    const bool ahead = wanted != nullptr && std::strcmp(wanted, "1") == 0;
+    const auto blocks = static_cast<unsigned>(std::min<int64_t>(rows, How::kBlocks * processors));
+    return launch(hadamard_rows_kernel<BASE, LOG_POWER, T>,
+                  Launch{blocks, How::kThreads, hadamard_rows_shared<BASE, LOG_POWER>(), stream}, p, rows, ahead);
+  }
+}
+#endif
+
 }  // namespace
 
 template <int BASE>
-cudaError_t launch_hadamard(const HadamardParams& p, int64_t rows, Type x_type, bool quantize, cudaStream_t stream) {
+cudaError_t launch_hadamard(const HadamardParams& p, int64_t rows, Type x_type, bool quantize, int processors,
+                            cudaStream_t stream) {
+#if QUAMBA_BASE != 0
+  if (processors > 0)
+    return x_type == Type::kHalf ? transform_rows<BASE, 0, __half>(p, rows, processors, stream)
+                                 : transform_rows<BASE, 0, __nv_bfloat16>(p, rows, processors, stream);
+#endif
   switch (x_type) {
     case Type::kHalf:
       return quantize ? transform<BASE, __half, int8_t>(p, rows, stream)
@@ -37,6 +69,6 @@ cudaError_t launch_hadamard(const HadamardParams& p, int64_t rows, Type x_type, 
   }
 }
 
-template cudaError_t launch_hadamard<QUAMBA_BASE>(const HadamardParams&, int64_t, Type, bool, cudaStream_t);
+template cudaError_t launch_hadamard<QUAMBA_BASE>(const HadamardParams&, int64_t, Type, bool, int, cudaStream_t);
 
 }  // namespace quamba

@@ -111,6 +111,34 @@ def test_prefill(monkeypatch: pytest.MonkeyPatch, length: int, kernel: str | Non
             assert torch.equal(actual, value)
 
 
+@pytest.mark.parametrize("columns", [1536, 4096, 5120])
+def test_many_rows(columns: int) -> None:
+    """The kernels whose blocks go through rows, which are as many as run at a time."""
+
+    def run(after) -> Tensor:
+        torch.manual_seed(6)
+        weights = randint8(columns, E), randint8(E, columns)
+        norm, one, small = randn(E), scales(), scales(mean=1e-4)
+        hidden = randn(2600, E, dtype=torch.float16)
+        torch.cuda.synchronize()
+        for _ in range(6):
+            u = ops.rms_norm_quant(hidden, norm, one, 1e-5)
+            after()
+            g = ops.linear(u, one, weights[0], small, None, None, None, torch.float16)
+            after()
+            q = ops.hadamard_quant(g, one)
+            after()
+            hidden = ops.linear(q, one, weights[1], small, None, hidden, None, torch.float16)
+            after()
+        torch.cuda.synchronize()
+        return hidden
+
+    expected = run(torch.cuda.synchronize)
+    assert expected.float().isfinite().all()
+    for _ in range(20):
+        assert torch.equal(run(lambda: None), expected)
+
+
 def test_graph_of_a_chain() -> None:
     """In a graph the launches follow each other faster than from the host."""
     torch.manual_seed(4)
