@@ -27,12 +27,12 @@ FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
 # Rows of x that the ring is offered for. With fewer it is faster by itself, but not among a step's other launches: its
 # clusters start late (mamba-2.8b, 16 sequences: 2.99 ms a token with the ring for W_x, 2.78 without).
 RING_ROWS = range(33, 4097)
-BULK_ROWS = range(33, 4097)  # that the bulk kernel is offered for
+BULK_ROWS = range(16, 4097)  # that the bulk kernel is offered for
 SHORT_INNER = 256  # that the kernels for short rows take, for int8 results
 STRIPS_ROWS = range(64, 4097)  # that the one by strips is offered for
 TILES = ("128x256", "128x192", "128x128", "64x64")
 WIDE_TILES = {"256x160": 512, "128x160": 256}  # and the rows of x from which on each is offered
-INT8_TILES = {"64x80": range(33, 257), "256x192": range(512, 4097)}  # for int8 results alone, and their rows of x
+INT8_TILES = {"64x80": range(16, 257), "256x192": range(512, 4097)}  # for int8 results alone, and their rows of x
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MARGIN = 0.01
 CACHE_BYTES = 128 << 20
