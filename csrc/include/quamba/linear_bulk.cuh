@@ -134,6 +134,8 @@ __global__ void __launch_bounds__(kBulkThreads, 1)
   __syncthreads();
   wait_for_previous();
 
+  // By its number, for the warps come to it by two ways.
+  const cutlass::arch::NamedBarrier all_read(kBulkThreads, 1);
   if (team == kBulkTeams) {
     if (lane == 0) {
       for (int i = 0; i < count; ++i) {
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(kBulkThreads, 1)
       }
     }
     __syncwarp();
-    __syncthreads();
+    all_read.sync();
   } else {
     typename B::Mma multiply;
     const auto slice = multiply.get_thread_slice(thread % kBulkTeamThreads);
@@ -173,7 +175,7 @@ __global__ void __launch_bounds__(kBulkThreads, 1)
       warpgroup_fence_operand(sum);
       if (lane == 0) Empty::arrive(empty + slot);
     }
-    __syncthreads();  // the sums take the ring's place
+    all_read.sync();  // the sums take the ring's place
 
     int* const mine = reinterpret_cast<int*>(shared) + team * 64 * B::kPitch;
     const Tensor places = slice.partition_C(make_identity_tensor(kResult));
