@@ -38,9 +38,11 @@ inline BulkCut cheapest_bulk(const LinearParams& p, int processors, bool sequenc
       for (const int cluster : {1, 2, 4, 8}) {
         if (cluster > stages || (forced_cluster && cluster != forced_cluster)) continue;
         const int64_t blocks = (p.columns + columns - 1) / columns * cluster * row_tiles;
+        // Clusters of four and more do not fill a device: they lie within parts of it that are no multiples of them.
+        const int64_t at_a_time = cluster <= 2 ? processors : processors * 7 / 8 / cluster * cluster;
         // Meeting in a cluster, and reading its sums: as many bytes as a block has of them, at half the speed.
         const int64_t adding_up = cluster > 1 ? 128 + 4 * columns * tokens / 64 : 0;
-        const int64_t cost = (blocks + processors - 1) / processors *
+        const int64_t cost = (blocks + at_a_time - 1) / at_a_time *
                              ((columns + tokens) * ((stages + cluster - 1) / cluster) + adding_up);
         if (best.columns == 0 || cost < best_cost) best = {columns, tokens, cluster}, best_cost = cost;
       }

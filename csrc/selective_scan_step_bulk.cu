@@ -22,11 +22,10 @@ bool narrow(const Sequence& s) { return narrow(s.batch) && narrow(s.channel); }
 
 template <bool kProduct, bool kUsual>
 cudaError_t start(const ScanParams& p, const DtProduct& product, int processors, cudaStream_t stream) {
-  // As many parts as the device takes at a time, of four sequences or more, for what belongs to a channel is read for
-  // each; of fewer where multiprocessors would have nothing to do.
+  // As many parts as the device takes at a time.
   const int64_t groups = (p.channels + kBulkStepChannels - 1) / kBulkStepChannels;
   const int64_t fit = std::max<int64_t>(processors * kBulkStepBlocks / groups, 1);
-  const int64_t parts = std::min(fit, std::max((p.batch + 3) / 4, std::min<int64_t>(p.batch, processors / groups)));
+  const int64_t parts = std::min(fit, p.batch);
   const int64_t forced = wanted();
   const int64_t share = forced > 0 ? forced : std::min<int64_t>((p.batch + parts - 1) / parts, kBulkStepSequences);
   const int64_t ranges = (p.batch + share - 1) / share;

@@ -134,8 +134,6 @@ __global__ void __launch_bounds__(kBulkThreads, 1)
   __syncthreads();
   wait_for_previous();
 
-  // By its number, for the warps come to it by two ways.
-  const cutlass::arch::NamedBarrier all_read(kBulkThreads, 1);
   if (team == kBulkTeams) {
     if (lane == 0) {
       for (int i = 0; i < count; ++i) {
@@ -150,7 +148,6 @@ __global__ void __launch_bounds__(kBulkThreads, 1)
       }
     }
     __syncwarp();
-    all_read.sync();
   } else {
     typename B::Mma multiply;
     const auto slice = multiply.get_thread_slice(thread % kBulkTeamThreads);
@@ -175,7 +172,8 @@ __global__ void __launch_bounds__(kBulkThreads, 1)
       warpgroup_fence_operand(sum);
       if (lane == 0) Empty::arrive(empty + slot);
     }
-    all_read.sync();  // the sums take the ring's place
+    // The sums take the ring's place, whose last copies have landed where all who wait for them have met.
+    cutlass::arch::NamedBarrier::sync(kBulkTeams * kBulkTeamThreads, 0);
 
     int* const mine = reinterpret_cast<int*>(shared) + team * 64 * B::kPitch;
     const Tensor places = slice.partition_C(make_identity_tensor(kResult));

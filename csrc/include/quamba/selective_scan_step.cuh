@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kStepThreads, kVector ? kStepBlocks : 4)
         y[s] = fmaf(h.x, c4.x, fmaf(h.y, c4.y, fmaf(h.z, c4.z, fmaf(h.w, c4.w, y[s]))));
       }
     } else {
-      for (int n = n0; n < n0 + 4 && n < p.states; ++n)
+      for (int n = (n0 + 4 < p.states ? n0 + 4 : p.states) - 1; n >= n0; --n)  // in the order of the sums above
 #pragma unroll
         for (int s = 0; s < SEQUENCES; ++s) {
           float* const at = states_at(s) + n * p.state_state;
