@@ -27,12 +27,11 @@ Tensor rms_norm_quant(const Tensor& x, const OptionalTensor& weight, const Tenso
     if (of_many_rows(rows, weights, sizeof(T), multiprocessors(x))) {
       const int64_t pieces = (rows.columns / kChunk + kNormPieces - 1) / kNormPieces;
       const int few = static_cast<int>((pieces + 31) / 32 * 32);
-      const int64_t resident = int64_t{norm_resident(sizeof(T)) / few} * multiprocessors(x);
-      const Launch how{static_cast<unsigned>(std::min(rows.rows, resident)), few, 0, stream_of(x)};
+      const Launch how{static_cast<unsigned>(rows.rows), few, 0, stream_of(x)};
       return check_launch("rms_norm_quant",
                           launch(rms_norm_quant_rows_kernel<T>, how, static_cast<const T*>(rows.data), rows.row_stride,
-                                 rows.rows, static_cast<int>(rows.columns), 1.0f / static_cast<float>(rows.columns),
-                                 weights, scales, static_cast<float>(eps), static_cast<int8_t*>(out.data_ptr())));
+                                 static_cast<int>(rows.columns), 1.0f / static_cast<float>(rows.columns), weights,
+                                 scales, static_cast<float>(eps), static_cast<int8_t*>(out.data_ptr())));
     }
     with_bool(vectorizable(rows, kChunk, sizeof(T)), [&](auto vector) {
       const Launch how{static_cast<unsigned>(rows.rows), threads, 0, stream_of(x)};

@@ -25,13 +25,6 @@ def test_many_rows(dtype, columns, channel, weight) -> None:
     check(rms_norm_quant, randn(2, 301, columns, dtype=dtype, scale=3.0), gamma, scale, 0.3, flips=1e-4)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_several_rows_a_block(dtype) -> None:
-    """More rows than blocks run at a time: each block goes through several, the last through one less."""
-    x = sliced(randn(4001, 776, dtype=dtype, scale=3.0))
-    check(rms_norm_quant, x, randn(776, dtype=dtype), scales(), 1e-5, flips=1e-4)
-
-
 @pytest.mark.parametrize("view", [strided, sliced, lambda x: x.transpose(0, 1)])
 def test_strides_of_many_rows(view) -> None:
     x = randn(700, 3, 200, dtype=torch.float16)

@@ -10,12 +10,10 @@ struct Max {
   __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
 };
 
-// The reduction of `v` over the block, in every thread. blockDim.x is a multiple of 32; 0 is neutral for `op`. Calls
-// one after the other alternate between 0 and 1 for `turn`, so that none overwrites what another still reads.
+// The reduction of `v` over the block, in every thread. blockDim.x is a multiple of 32; 0 is neutral for `op`.
 template <typename Op>
-__device__ __forceinline__ float block_reduce(float v, Op op, int turn = 0) {
-  __shared__ float partials[2][32];
-  float* const partial = partials[turn];
+__device__ __forceinline__ float block_reduce(float v, Op op) {
+  __shared__ float partial[32];
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
 #pragma unroll
   for (int offset = 16; offset > 0; offset >>= 1) v = op(v, __shfl_xor_sync(0xffffffffu, v, offset));

@@ -1,6 +1,6 @@
 // rms_norm_quant: x / sqrt(mean(x^2) + eps) * weight, quantized. One block a row. A thread keeps its first piece of the
-// row in registers; what is longer than all threads' pieces is read a second time, from the cache. Of many rows, a
-// thread has two pieces, everything comes in vectors, and a block goes through rows.
+// row in registers; what is longer than all threads' pieces is read a second time, from the cache. Of many rows, whose
+// instructions are what takes time, a thread has two pieces, and everything comes in vectors.
 #pragma once
 
 #include "quamba/launch.cuh"
@@ -64,55 +64,68 @@ __global__ void __launch_bounds__(512)
 
 constexpr int kNormPieces = 2, kNormThreads = 512;
 
-// Threads of a multiprocessor, of a row's elements of so many bytes, that there are registers for.
-constexpr int norm_resident(int size) { return size == 2 ? 800 : 704; }
+// The weights of a thread's pieces, as they are in memory, and one decision about their type for all of them. Pieces
+// past the end stand for the first one.
+struct NormWeights {
+  uint4 bits[kNormPieces][2];
 
-// Eight neighbours as they are in memory, for their conversion not to wait next to the load.
-template <typename T>
-struct NormPiece {
-  static_assert(kChunk == 8, "a piece is as many vectors as half an element has bytes");
-  uint4 words[sizeof(T) / 2] = {};
-
-  __device__ __forceinline__ void read(const T* at) {
+  __device__ __forceinline__ NormWeights(const AnyVector& weight, int begin, int step, int columns) {
+    const auto each = [&](auto&& of_piece) {
 #pragma unroll
-    for (int i = 0; i < static_cast<int>(sizeof(T) / 2); ++i) words[i] = reinterpret_cast<const uint4*>(at)[i];
+      for (int i = 0; i < kNormPieces; ++i) of_piece(bits[i], (begin + i * step < columns ? begin + i * step : 0) / 8);
+    };
+    const uint4* const fours = static_cast<const uint4*>(weight.data);
+    if (!weight) return;
+    if (weight.type == Type::kFloat) {
+      each([&](uint4(&to)[2], int i) { to[0] = fours[2 * i], to[1] = fours[2 * i + 1]; });
+    } else if (weight.type == Type::kInt8) {
+      const uint2* const twos = static_cast<const uint2*>(weight.data);
+      each([&](uint4(&to)[2], int i) { to[0] = make_uint4(twos[i].x, twos[i].y, 0, 0); });
+    } else {
+      each([&](uint4(&to)[2], int i) { to[0] = fours[i]; });
+    }
   }
 
-  __device__ __forceinline__ void convert(float (&v)[kChunk]) const {
-    T elements[kChunk];
-    memcpy(elements, words, sizeof(elements));
+  template <Type kType>
+  __device__ __forceinline__ void multiply_as(float (&v)[kNormPieces][kChunk]) const {
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) v[i] = to_float(elements[i]);
+    for (int i = 0; i < kNormPieces; ++i) {
+      const uint32_t words[8] = {bits[i][0].x, bits[i][0].y, bits[i][0].z, bits[i][0].w,
+                                 bits[i][1].x, bits[i][1].y, bits[i][1].z, bits[i][1].w};
+      constexpr int kPerWord = 4 / size_of(kType), kBits = 8 * size_of(kType);
+#pragma unroll
+      for (int k = 0; k < kChunk; ++k) {
+        const uint32_t word = words[k / kPerWord] >> kBits * (k % kPerWord);
+        v[i][k] *= from_bits(kBits == 32 ? word : word & ((1u << kBits % 32) - 1), kType);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void multiply(const AnyVector& weight, float (&v)[kNormPieces][kChunk]) const {
+    if (!weight) return;
+    switch (weight.type) {
+      case Type::kInt8:
+        return multiply_as<Type::kInt8>(v);
+      case Type::kHalf:
+        return multiply_as<Type::kHalf>(v);
+      case Type::kBFloat16:
+        return multiply_as<Type::kBFloat16>(v);
+      default:
+        return multiply_as<Type::kFloat>(v);
+    }
   }
 };
 
-// The weights of eight columns, or ones.
-__device__ __forceinline__ void load_norm_weights(const AnyVector& weight, int column, float (&v)[kChunk]) {
-  if (!weight) {
-#pragma unroll
-    for (int i = 0; i < kChunk; ++i) v[i] = 1.0f;
-    return;
-  }
-  switch (weight.type) {
-    case Type::kInt8:
-      return load<kChunk, true>(static_cast<const int8_t*>(weight.data) + column, 1, kChunk, v);
-    case Type::kHalf:
-      return load<kChunk, true>(static_cast<const __half*>(weight.data) + column, 1, kChunk, v);
-    case Type::kBFloat16:
-      return load<kChunk, true>(static_cast<const __nv_bfloat16*>(weight.data) + column, 1, kChunk, v);
-    default:
-      return load<kChunk, true>(static_cast<const float*>(weight.data) + column, 1, kChunk, v);
-  }
-}
-
-// Blocks go through rows, each of which they have in registers: at most kNormPieces * kNormThreads pieces. The next row
-// is on its way while one is computed. x and the weight are aligned to 16 bytes, and the columns are a multiple of
-// kChunk. inverse: 1 / columns.
+// A row a block, all of it in registers: at most kNormPieces * kNormThreads pieces. x and the weight are aligned to 16
+// bytes, and the columns are a multiple of kChunk. inverse: 1 / columns.
 template <typename T>
 __global__ void __launch_bounds__(kNormThreads)
-    rms_norm_quant_rows_kernel(const T* x, int64_t row_stride, int64_t rows, int columns, float inverse,
-                               AnyVector weight, Scale scale, float eps, int8_t* out) {
+    rms_norm_quant_rows_kernel(const T* x, int64_t row_stride, int columns, float inverse, AnyVector weight,
+                               Scale scale, float eps, int8_t* out) {
+  static_assert(kChunk == 8, "a piece is two vectors of four");
   const int step = static_cast<int>(blockDim.x) * kChunk, begin = static_cast<int>(threadIdx.x) * kChunk;
+  x += blockIdx.x * row_stride + begin;
+  out += static_cast<int64_t>(blockIdx.x) * columns + begin;
   let_next_start();
   if (blockIdx.x == 0) {
 #pragma unroll
@@ -124,41 +137,30 @@ __global__ void __launch_bounds__(kNormThreads)
   }
   wait_for_previous();
 
-  NormPiece<T> next[kNormPieces];
-  const auto read = [&](int64_t row) {
+  float v[kNormPieces][kChunk] = {};
 #pragma unroll
-    for (int i = 0; i < kNormPieces; ++i)
-      if (begin + i * step < columns) next[i].read(x + row * row_stride + begin + i * step);
-  };
-  read(blockIdx.x);
-  float weights[kNormPieces][kChunk];
-#pragma unroll
-  for (int i = 0; i < kNormPieces; ++i)  // pieces past the end stand for the first one
-    load_norm_weights(weight, begin + i * step < columns ? begin + i * step : 0, weights[i]);
+  for (int i = 0; i < kNormPieces; ++i)
+    if (begin + i * step < columns) load<kChunk, true>(x + i * step, 1, kChunk, v[i]);
+  const NormWeights weights(weight, begin, step, columns);
   float s[kChunk], r[kChunk];
   if (scale.stride == 0) load_scales(scale, 0, kChunk, s, r);
-  int odd = 0;
-#pragma unroll 1
-  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x, odd ^= 1) {
-    float v[kNormPieces][kChunk];
+  float squares = 0.0f;
 #pragma unroll
-    for (int i = 0; i < kNormPieces; ++i) next[i].convert(v[i]);
-    if (row + gridDim.x < rows) read(row + gridDim.x);
-    float squares = 0.0f;
+  for (int i = 0; i < kNormPieces; ++i)
 #pragma unroll
-    for (int i = 0; i < kNormPieces; ++i)
+    for (int k = 0; k < kChunk; ++k) squares = fmaf(v[i][k], v[i][k], squares);
+  const float factor = rsqrtf(fmaf(block_reduce(squares, Sum{}), inverse, eps));
 #pragma unroll
-      for (int k = 0; k < kChunk; ++k) squares = fmaf(v[i][k], v[i][k], squares);
-    const float factor = rsqrtf(fmaf(block_reduce(squares, Sum{}, odd), inverse, eps));
+  for (int i = 0; i < kNormPieces; ++i)
 #pragma unroll
-    for (int i = 0; i < kNormPieces; ++i) {
-      const int c = begin + i * step;
-      if (c >= columns) continue;
+    for (int k = 0; k < kChunk; ++k) v[i][k] *= factor;
+  weights.multiply(weight, v);
 #pragma unroll
-      for (int k = 0; k < kChunk; ++k) v[i][k] = v[i][k] * factor * weights[i][k];
-      if (scale.stride) load_scales(scale, c, kChunk, s, r);
-      quantize_chunk<true>(v[i], s, r, kChunk, out + row * columns + c);
-    }
+  for (int i = 0; i < kNormPieces; ++i) {
+    const int c = begin + i * step;
+    if (c >= columns) return;
+    if (scale.stride) load_scales(scale, c, kChunk, s, r);
+    quantize_chunk<true>(v[i], s, r, kChunk, out + i * step);
   }
 }
 
