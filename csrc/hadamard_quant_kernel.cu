@@ -9,8 +9,6 @@
 #endif
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
 
 namespace quamba {
 namespace {
@@ -36,12 +34,9 @@ cudaError_t transform_rows(const HadamardParams& p, int64_t rows, int processors
   } else {
     if (p.log_power != LOG_POWER) return transform_rows<BASE, LOG_POWER + 1, T>(p, rows, processors, stream);
     using How = HadamardRows<BASE, LOG_POWER>;
-    // For measurements, QUAMBA_HADAMARD_AHEAD=1 prefetches a row more. Streams that were prefetched so were slower.
-    static const char* const wanted = std::getenv("QUAMBA_HADAMARD_AHEAD");
-    const bool ahead = wanted != nullptr && std::strcmp(wanted, "1") == 0;
     const auto blocks = static_cast<unsigned>(std::min<int64_t>(rows, How::kBlocks * processors));
     return launch(hadamard_rows_kernel<BASE, LOG_POWER, T>,
-                  Launch{blocks, How::kThreads, hadamard_rows_shared<BASE, LOG_POWER>(), stream}, p, rows, ahead);
+                  Launch{blocks, How::kThreads, hadamard_rows_shared<BASE, LOG_POWER>(), stream}, p, rows);
   }
 }
 #endif

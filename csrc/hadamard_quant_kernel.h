@@ -11,8 +11,7 @@ constexpr int kAnyBase = 0;  // the kernel for base orders that have none of the
 
 // Whether hadamard_quant_rows.cuh is compiled for base * 2^log_power.
 constexpr bool has_rows_kernel(int base, int log_power) {
-  return base == 1 ? log_power >= 11 && log_power <= 13 : base == 12 ? log_power == 7 || log_power == 8
-                                                                      : base == 20 && log_power == 8;
+  return base == 1 ? log_power >= 11 && log_power <= 13 : (base == 12 || base == 20) && log_power == 8;
 }
 
 // Transforms `rows` rows of type x_type; the result is int8 where quantize is true, else of x_type. processors: the

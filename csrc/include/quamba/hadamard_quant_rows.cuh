@@ -236,11 +236,10 @@ constexpr int hadamard_rows_shared() {
   return 6 * (BASE << LOG_POWER);
 }
 
-// Rows of x at aligned addresses; one scale, or aligned ones. ahead: the row behind a block's next one is brought to
-// the second-level cache.
+// Rows of x at aligned addresses; one scale, or aligned ones.
 template <int BASE, int LOG_POWER, typename T>
 __global__ void __launch_bounds__(HadamardRows<BASE, LOG_POWER>::kThreads, HadamardRows<BASE, LOG_POWER>::kBlocks)
-    hadamard_rows_kernel(const HadamardParams p, int64_t rows, bool ahead) {
+    hadamard_rows_kernel(const HadamardParams p, int64_t rows) {
   using How = HadamardRows<BASE, LOG_POWER>;
   constexpr int kPieces = How::kOrder / 8, kStep = How::kThreads;
   static_assert(sizeof(T) == 2 && kPieces % kStep == 0 && kStep % 32 == 0, "a thread's pieces lie alike");
@@ -254,8 +253,6 @@ __global__ void __launch_bounds__(HadamardRows<BASE, LOG_POWER>::kThreads, Hadam
 #pragma unroll
       for (int i = 0; i < kPieces / kStep; ++i)
         copy_piece(fetched + first_place + 8 * i * kStep, from + first + 8 * i * kStep);
-      if (ahead && threadIdx.x == 0 && row + gridDim.x < rows)
-        prefetch(from + gridDim.x * p.row_stride, 2 * How::kOrder);
     }
     copies_committed();
   };
