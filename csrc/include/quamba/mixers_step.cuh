@@ -32,6 +32,7 @@ enum StackField {
 
 // Words from one channel's numbers to the next one's, and so for sums and rows: the first two are odd, for the banks.
 constexpr int kChannelWords = 15, kSumWords = 3, kRowWords = 2;
+constexpr int kStackFixedBytes = 4096;  // of shared memory, in front of the ring: StackFixed
 constexpr int kStackOnes = 16;  // bytes: the fields that are one number
 
 __host__ __device__ constexpr bool in_head(int field) { return field >= kOutScale && field <= kGScale; }
@@ -66,7 +67,7 @@ struct StackFormat {
   bool has_in_bias, has_conv_bias, has_out_bias;  // only so that blocks with and without one have different formats
 };
 
-// Offsets in a thread block's shared memory, in bytes. What the staging warps prepare for one block of the stack: the
+// Offsets in a thread block's shared memory behind the first kStackFixedBytes, in bytes; the total has these, too. What the staging warps prepare for one block of the stack: the
 // head, what is needed from its norm to its end, of which there are two, and the body, what only its middle needs, from
 // the convolution to the gate.
 struct StackShared {
@@ -89,7 +90,7 @@ struct StackDivisor {
   __device__ int of(int n) const { return reciprocal ? static_cast<int>(__umulhi(n, reciprocal)) : n; }
 };
 
-// All of a launch but the blocks. Thread blocks keep a copy in shared memory: constants are many here, and rare.
+// All of a launch but the blocks.
 struct StackPlan {
   StackFormat f;
   StackShared s;

@@ -123,14 +123,15 @@ constexpr int kAtATime = BASE == 12 ? 3 : BASE == 20 ? 5 : 4;
 // the second one all else, and both begin with a row that all thread blocks contributed to. So there is one loop over
 // halves, and the code that both share is there once.
 template <int BASE, bool CLUSTER>
-__device__ __forceinline__ void work(const StackPlan& p, const StackBlock* blocks, const StackShare& share,
-                                     const float* signs, char* shared, StackBarriers& barriers) {
+__device__ __forceinline__ void work(const StackPlan& p, const StackBlock* blocks, StackFixed& fixed, char* shared) {
+  const StackShare share = fixed.share;
+  StackBarriers& barriers = fixed.barriers;
+  float *const partial = fixed.partial, *const signs = fixed.signs;
   const StackFormat& f = p.f;
   char* const act = shared + p.s.act;
   int* const acc = reinterpret_cast<int*>(shared + p.s.acc);
   float* const raw = reinterpret_cast<float*>(shared + p.s.raw);
   float* const kept = reinterpret_cast<float*>(shared + p.s.kept);
-  __shared__ float partial[kStackWorkers / 32];
   StackScratch scratch;
   scratch.bc = reinterpret_cast<float*>(shared + p.s.scratch);
   scratch.z = scratch.bc + p.tokens * p.over_sums.by;
@@ -153,7 +154,8 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
   for (int half = 0; half < 2 * p.blocks; ++half) {
     const int l = half / 2, columns = half & 1 ? f.inner : f.model;
     const bool second = half & 1;
-    const StackNumbers numbers(p, shared + p.s.head[l & 1], shared + p.s.body);
+    const StackNumbers numbers(p, shared + (l & 1 ? p.s.head[1] : p.s.head[0]), shared + p.s.body);
+    const StackTiles tiles = fixed.share.tiles[second];
     if (!second) {
       barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
       first_state = first_window(p, share, numbers);
@@ -193,9 +195,9 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
     if (second && first_row < p.tokens && l + 1 < p.blocks)
       ask_norm_weight(p, numbers.block().next_norm_weight, norm_weight);
     if (p.tokens > 4) {
-      multiply<kAtATime<BASE>, 2>(p, share.tiles[second], ring, act, acc);
+      multiply<kAtATime<BASE>, 2>(p, tiles, ring, act, acc);
     } else {
-      multiply<kAtATime<BASE>, 1>(p, share.tiles[second], ring, act, acc);
+      multiply<kAtATime<BASE>, 1>(p, tiles, ring, act, acc);
     }
     team_sync();
     if (second) {
@@ -210,21 +212,22 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
 template <int BASE, bool CLUSTER>
 __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __grid_constant__ StackParams params) {
   extern __shared__ __align__(128) char memory[];
-  __shared__ StackBarriers barriers;
-  __shared__ StackPlan p;
-  __shared__ __align__(16) float signs[BASE > 1 ? BASE * BASE : 1];
+  char* const first = kept_address(memory);
+  StackFixed& fixed = *reinterpret_cast<StackFixed*>(first);
+  char* const shared = first + kStackFixedBytes;
+  const StackPlan& p = params.plan;
+  StackBarriers& barriers = fixed.barriers;
 #pragma unroll 1
   for (int i = threadIdx.x; i < static_cast<int>(sizeof(StackPlan) / 4); i += kStackThreads)
-    reinterpret_cast<int*>(&p)[i] = reinterpret_cast<const int*>(&params.plan)[i];
+    reinterpret_cast<int*>(&fixed.plan)[i] = reinterpret_cast<const int*>(&p)[i];
   // Numbers that are never copied, of biases that are missing, are zero.
-  const int staged = params.plan.s.head[0];
 #pragma unroll 1
-  for (int i = staged + 4 * threadIdx.x; i < params.plan.s.total; i += 4 * kStackThreads)
-    *reinterpret_cast<int*>(memory + i) = 0;
-  if constexpr (BASE > 1) write_signs<BASE>(signs);
+  for (int i = kStackFixedBytes + p.s.head[0] + 4 * threadIdx.x; i < p.s.total; i += 4 * kStackThreads)
+    *reinterpret_cast<int*>(first + i) = 0;
+  if constexpr (BASE > 1) write_signs<BASE>(fixed.signs);
   if (threadIdx.x == 0) {
 #pragma unroll 1
-    for (int i = 0; i < params.plan.s.slots; ++i) {
+    for (int i = 0; i < p.s.slots; ++i) {
       barrier_init(&barriers.full[i], kStackStreams);
       barrier_init(&barriers.empty[i], kTeamWarps);
     }
@@ -236,21 +239,20 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
     barrier_init(&barriers.body_staged, kStackStagers);
     barrier_init(&barriers.body_spent, kStackWorkers);
     if constexpr (CLUSTER) {
-      barrier_init(&barriers.turned, params.plan.cluster * kStackWorkers / 32);
-      barrier_init(&barriers.rounded, params.plan.cluster * kStackWorkers / 32);
+      barrier_init(&barriers.turned, p.cluster * kStackWorkers / 32);
+      barrier_init(&barriers.rounded, p.cluster * kStackWorkers / 32);
     }
     barriers_ready();
+    fixed.share = StackShare(p);
   }
-  __shared__ StackShare share;
-  if (threadIdx.x == 0) share = StackShare(params.plan);
   __syncthreads();
   if constexpr (CLUSTER) cluster_sync();
   if (threadIdx.x < kStackWorkers) {
-    work<BASE, CLUSTER>(p, params.block, share, signs, memory, barriers);
+    work<BASE, CLUSTER>(p, params.block, fixed, shared);
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {
-    stage_blocks(p, params.block, share, memory, barriers);
+    stage_blocks(fixed.plan, params.block, fixed.share, shared, barriers);
   } else {
-    stream_weights(p, params.block, share, memory, barriers);
+    stream_weights(fixed.plan, params.block, fixed.share, shared, barriers);
   }
 }
 

@@ -10,7 +10,6 @@
 namespace quamba {
 
 constexpr int kStackLeastSlots = 4;
-constexpr int kStackStaticBytes = 4096;  // of shared memory, for the barriers, the plan and the signs of a base matrix
 
 // The largest width of a copy, in bytes, that divides them all.
 inline int copy_width(int bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : 4; }
@@ -100,7 +99,7 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   for (int columns = kSlotColumns; columns >= 256 && (columns >= 1280 || s.slots == 0); columns /= 2) {
     const int bytes = kTileWeightRows * std::max(operand_pitch(slot_columns(f.model, columns)),
                                                  operand_pitch(slot_columns(f.inner, columns)));
-    const int slots = std::min((available - kStackStaticBytes - at) / bytes, kStackSlots);
+    const int slots = std::min((available - kStackFixedBytes - at) / bytes, kStackSlots);
     if (slots >= kStackLeastSlots && slots * bytes > s.slots * s.slot_bytes)
       s.slots = slots, s.slot_bytes = bytes, s.slot_columns = columns;
   }
@@ -108,7 +107,7 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   s.act = ring + act, s.acc = ring + acc, s.raw = ring + raw, s.kept = ring + kept;
   s.norm_weight = s.raw + padded, s.scratch = ring + own;
   s.head[0] = ring + first, s.head[1] = ring + second, s.body = ring + body;
-  s.total = ring + at;
+  s.total = kStackFixedBytes + ring + at;
 }
 
 // The transform's order, power times the base matrix's, as quamba.hadamard.decompose finds it.

@@ -11,6 +11,14 @@ constexpr int kStackWorkers = 256, kStackStagers = 64, kStackStreams = 2;  // th
 constexpr int kStackThreads = kStackWorkers + kStackStagers + 32 * kStackStreams;
 constexpr int kTeamWarps = kStackWorkers / 32 / kTeams;
 
+// All of a thread block's numbers fit one register's address: the compiler would otherwise work out where shared memory
+// begins at every use, from a special register, some fifty cycles each.
+__device__ __forceinline__ char* kept_address(char* memory) {
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+  asm volatile("" : "+r"(address));
+  return static_cast<char*>(__cvta_shared_to_generic(address));
+}
+
 struct StackBarriers {
   uint64_t full[kStackSlots], empty[kStackSlots];
   uint64_t staged[2], spent[2], body_staged, body_spent;  // of the heads, of the body
@@ -115,6 +123,17 @@ struct StackShare {
     tiles[1] = StackTiles(rows, p.f.inner, p.s);
   }
 };
+
+// What a thread block has in front of the ring.
+struct StackFixed {
+  float signs[20 * 20];                // of the base matrix
+  float partial[kStackWorkers / 32];   // of a sum over the workers
+  StackBarriers barriers;
+  StackShare share;
+  StackPlan plan;  // for those who only fetch: constants are many there, and rare
+};
+
+static_assert(sizeof(StackFixed) <= kStackFixedBytes, "the ring begins behind it");
 
 // A warp issues copies one lane after the other, sixty cycles each, so that two share the rows of a slot. Not inline,
 // as stage_blocks: the workers would lose registers.
