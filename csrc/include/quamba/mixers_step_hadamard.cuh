@@ -130,40 +130,22 @@ __device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int
   rotate_last<CLUSTER>(shared, order, p.factor, scale, p.cluster, out);
 }
 
-// Columns [first, first + columns) of the (base, power) matrix of tagged numbers, to their places in `shared`.
+// Columns [first, first + columns) of the (base, power) matrix of published numbers, to their places in `shared`.
 template <int BASE>
-__device__ __forceinline__ void fetch_columns(const unsigned long long* from, int log_power, int first, int log_columns,
-                                              unsigned tag, float* shared) {
+__device__ __forceinline__ void fetch_columns(const unsigned* from, int log_power, int first, int log_columns,
+                                              float* shared) {
   constexpr int kBatch = 2;
+  // A worker's second four are some whole rows below its first: there are 4 * 256 numbers between.
   const int count = BASE << log_columns, next = 4 * kStackWorkers >> log_columns << log_power;
 #pragma unroll 1
-  for (int i0 = 4 * threadIdx.x; i0 < count; i0 += kBatch * 4 * kStackWorkers) {
-    unsigned missing = i0 + 4 * kStackWorkers < count ? 3 : 1;
-    const int place = (i0 >> log_columns << log_power) + first + (i0 & ((1 << log_columns) - 1));
-    const unsigned long long* const at = from + place;
-    float* const to = shared + padded_index(place);
-#pragma unroll 1
-    do {
-      unsigned long long words[kBatch][4];
-      // A worker's second four are some whole rows below its first: there are 4 * 256 numbers between.
+  for (int i = 4 * threadIdx.x; i < count; i += kBatch * 4 * kStackWorkers) {
+    const int fours = divide_up(count - i, 4 * kStackWorkers);
+    const int place = (i >> log_columns << log_power) + first + (i & ((1 << log_columns) - 1));
+    uint4 words[kBatch];
+    await<kBatch>(from + place, next, fours, words);
 #pragma unroll
-      for (int u = 0; u < kBatch; ++u)
-        if (missing >> u & 1)
-          load_tagged2(at + u * next, words[u]), load_tagged2(at + u * next + 2, words[u] + 2);
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u)
-        if (missing >> u & 1) {
-          float v[4];
-          bool there = true;
-#pragma unroll
-          for (int k = 0; k < 4; ++k) there &= arrived(words[u][k], tag, &v[k]);
-          if (there) {
-#pragma unroll
-            for (int k = 0; k < 4; ++k) to[u * (next + next / 16) + k] = v[k];
-            missing ^= 1u << u;
-          }
-        }
-    } while (missing != 0);
+    for (int u = 0; u < kBatch; ++u)
+      if (u < fours) put(shared + padded_index(place) + u * (next + next / 16), words[u]);
   }
 }
 
@@ -171,13 +153,12 @@ __device__ __forceinline__ void fetch_columns(const unsigned long long* from, in
 // them by the base matrix, then each has some rows, of which all need the bytes. The barriers' phases change once a
 // call.
 template <int BASE>
-__device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned long long* g, unsigned tag,
-                                              const float* signs, float scale, StackBarriers& barriers, int parity,
-                                              float* shared, int8_t* out) {
+__device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned* g, const float* signs, float scale,
+                                              StackBarriers& barriers, int parity, float* shared, int8_t* out) {
   const int cluster = p.cluster, log_cluster = cluster >> 1, rank = blockIdx.x & (cluster - 1);
   const int log_columns = p.log_power - log_cluster, first_column = rank << log_columns;
   const int pitch = padded_index(p.power), rows = BASE >> log_cluster;
-  fetch_columns<BASE>(g, p.log_power, first_column, log_columns, tag, shared);
+  fetch_columns<BASE>(g, p.log_power, first_column, log_columns, shared);
   team_sync();
   // A worker has a column, and computes some of the rows of one thread block: there are 256 / power workers for these.
   const int part = threadIdx.x >> log_columns, owner = part & (cluster - 1), parts = kStackWorkers >> p.log_power;
@@ -203,7 +184,7 @@ __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned
   meet_cluster(&barriers.rounded, cluster, parity);
 }
 
-// A row of g that fetch_tagged left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
+// A row of g that fetch_row left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
 // bytes.
 template <int BASE>
 __device__ __forceinline__ void rotate_row(const StackPlan& p, const float* signs, float scale, float* shared,

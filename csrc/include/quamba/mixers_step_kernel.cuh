@@ -1,6 +1,6 @@
 // mixers_step: the kernel. A thread block a multiprocessor, all there at a time; each owns some channels (their rows of
-// W_in and W_dt, columns of W_x, states) and some rows of W_out. What all need of the others travels with tags: the
-// sums of W_x, g, and the residual stream. With several sequences a token's norm and its transform are one thread
+// W_in and W_dt, columns of W_x, states) and some rows of W_out. What all need of the others goes through the
+// second-level cache: the sums of W_x, g, and the residual stream. With several sequences a token's norm and its transform are one thread
 // block's work, and a barrier follows each.
 //
 // The sums are integers and exact, so W_x may be cut along K and added up in any order.
@@ -11,9 +11,21 @@
 
 namespace quamba {
 
-__device__ __forceinline__ float4 load4(const void* data, Type type, int i) {
-  if (type == Type::kFloat) return static_cast<const float4*>(data)[i];
-  const uint2 words = static_cast<const uint2*>(data)[i];
+// Four neighbours of a vector, as they are.
+__device__ __forceinline__ uint4 load4(const void* data, Type type, int i) {
+  if (type == Type::kFloat) return __ldg(static_cast<const uint4*>(data) + i);
+  const uint2 words = __ldg(static_cast<const uint2*>(data) + i);
+  return make_uint4(words.x, words.y, 0, 0);
+}
+
+__device__ __forceinline__ float4 floats_of(uint4 words) {
+  return make_float4(__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
+                     __uint_as_float(words.w));
+}
+
+// What load4 loaded, in float32.
+__device__ __forceinline__ float4 widened(uint4 words, Type type) {
+  if (type == Type::kFloat) return floats_of(words);
   if (type == Type::kBFloat16)
     return make_float4(__uint_as_float(words.x << 16), __uint_as_float(words.x & 0xffff0000u),
                        __uint_as_float(words.y << 16), __uint_as_float(words.y & 0xffff0000u));
@@ -45,35 +57,38 @@ __device__ __forceinline__ uint32_t rounded4(float4 v, float scale) {
                     round_to_byte(divide(v.z, scale, r)), round_to_byte(divide(v.w, scale, r)));
 }
 
-// The norm's weight of the next block, asked for while there is time: each worker copies what it will use.
-__device__ __forceinline__ void ask_norm_weight(const StackPlan& p, const void* from, char* to) {
-  const int bytes = 4 * size_of(p.f.norm_weight);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < p.f.model / 4; i += kStackWorkers)
-    copy_piece(to + i * bytes, static_cast<const char*>(from) + i * bytes, bytes);
-}
-
-// The norm of a row of the residual stream, which fetch_tagged left in `row`, quantized.
-__device__ __forceinline__ void norm_row(const StackPlan& p, const StackNumbers& numbers, const float* row,
-                                         const char* weight, float* partial, uint32_t* out) {
-  const int count = p.f.model / 4;
+// The norm of a published row of the residual stream, quantized. A worker has its numbers in registers, and the first of
+// the weights, asked for before there is anything to wait for. MOST: fours of a worker.
+template <int MOST>
+__device__ __forceinline__ void norm_row(const StackPlan& p, const StackNumbers& numbers, const unsigned* from,
+                                         float* partial, uint32_t* out) {
+  constexpr int kAhead = 3;
+  const int count = p.f.model / 4, first = threadIdx.x;
+  const void* const weight = numbers.block().field[kNormWeight];
+  const float scale = numbers.one(kUScale), eps = numbers.block().norm_eps;
+  uint4 w[kAhead], words[MOST];
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u)
+    w[u] = first + u * kStackWorkers < count ? load4(weight, p.f.norm_weight, first + u * kStackWorkers)
+                                             : make_uint4(0, 0, 0, 0);
+  await<MOST>(from + 4 * first, 4 * kStackWorkers, divide_up(count - first, kStackWorkers), words);
   float squares = 0.0f;
-#pragma unroll 1
-  for (int i = threadIdx.x; i < count; i += kStackWorkers) {
-    const float* const v = row + padded_index(4 * i);
-    squares = fmaf(v[0], v[0], fmaf(v[1], v[1], fmaf(v[2], v[2], fmaf(v[3], v[3], squares))));
+#pragma unroll
+  for (int u = 0; u < MOST; ++u) {
+    if (first + u * kStackWorkers >= count) break;
+    const float4 v = floats_of(words[u]);
+    squares = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, squares))));
   }
   const float size = static_cast<float>(p.f.model);
-  const float factor =
-      rsqrtf(divide(team_sum(squares, partial), size, reciprocal_approx(size)) + numbers.block().norm_eps);
-  const float scale = numbers.one(kUScale);
-  copies_done();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < count; i += kStackWorkers) {
-    const float* const v = row + padded_index(4 * i);
-    const float4 w = load4(weight, p.f.norm_weight, i);
-    out[i] = rounded4(
-        make_float4(v[0] * factor * w.x, v[1] * factor * w.y, v[2] * factor * w.z, v[3] * factor * w.w), scale);
+  const float factor = rsqrtf(divide(team_sum(squares, partial), size, reciprocal_approx(size)) + eps);
+#pragma unroll
+  for (int u = 0; u < MOST; ++u) {
+    if (first + u * kStackWorkers >= count) break;
+    const float4 v = floats_of(words[u]), 
+                 k = widened(u < kAhead ? w[u % kAhead] : load4(weight, p.f.norm_weight, first + u * kStackWorkers),
+                             p.f.norm_weight);
+    out[first + u * kStackWorkers] =
+        rounded4(make_float4(v.x * factor * k.x, v.y * factor * k.y, v.z * factor * k.z, v.w * factor * k.w), scale);
   }
 }
 
@@ -84,7 +99,7 @@ __device__ __forceinline__ void enter(const StackPlan& p, const StackShare& shar
   for (int i = threadIdx.x; i < p.tokens * share.rows; i += kStackWorkers) {
     const int m = share.over_rows.of(i), e = share.row + i - m * share.rows;
     kept[i] = hidden[m * p.hidden_row + e];
-    store_tagged(p.residual + static_cast<int64_t>(m) * p.f.model + e, kept[i], 1);
+    publish(p.residual + m * p.f.model + e, kept[i]);
   }
 }
 
@@ -103,7 +118,7 @@ __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackS
     if (l + 1 < p.blocks) {
       v = rounded_to(v, p.out_type);
       kept[i] = v;
-      store_tagged(p.residual + at, v, l + 2);
+      publish(p.residual + turn(l + 1, p.tokens * p.f.model) + at, v);
     } else if (p.out_type == Type::kFloat) {
       static_cast<float*>(p.out)[at] = v;
     } else if (p.out_type == Type::kHalf) {
@@ -123,7 +138,7 @@ constexpr int kAtATime = BASE == 12 ? 3 : BASE == 20 ? 5 : 4;
 // the second one all else, and both begin with a row that all thread blocks contributed to. So there is one loop over
 // halves, and the code that both share is there once.
 template <int BASE, bool CLUSTER>
-__device__ __forceinline__ void work(const StackPlan& p, const StackBlock* blocks, StackFixed& fixed, char* shared) {
+__device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char* shared) {
   const StackShare share = fixed.share;
   StackBarriers& barriers = fixed.barriers;
   float *const partial = fixed.partial, *const signs = fixed.signs;
@@ -146,8 +161,6 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
   for (int i = threadIdx.x; i < max(round_up(2 * p.channels, 16), round_up(p.rows, 16)) * kAccPitch; i += kStackWorkers)
     acc[i] = 0;
   enter(p, share, kept);
-  char* const norm_weight = shared + p.s.norm_weight;
-  if (first_row < p.tokens) ask_norm_weight(p, blocks[0].field[kNormWeight], norm_weight);
 
   uint32_t first_state = 0;
 #pragma unroll 1
@@ -171,16 +184,21 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
     if (!second || BASE > 0) {
 #pragma unroll 1
       for (int m = first_row; m < p.tokens; m += row_step) {
-        const unsigned long long* const from = (second ? p.g : p.residual) + static_cast<int64_t>(m) * columns;
+        const unsigned* const from = (second ? p.g : p.residual) + turn(l, p.tokens * columns) + m * columns;
         int8_t* const row = distributed ? p.bytes + static_cast<int64_t>(m) * columns
                                         : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
-        if (!CLUSTER || !second) fetch_tagged<CLUSTER ? 3 : kAtATime<BASE>>(from, columns, l + 1, raw);
         if (!second) {
-          norm_row(p, numbers, raw, norm_weight, partial, reinterpret_cast<uint32_t*>(row));
+          constexpr int kFew = 3, kOnce = 4 * kStackWorkers;
+          if (columns <= kFew * kOnce) {
+            norm_row<kFew>(p, numbers, from, partial, reinterpret_cast<uint32_t*>(row));
+          } else {
+            norm_row<kStackWidth / kOnce>(p, numbers, from, partial, reinterpret_cast<uint32_t*>(row));
+          }
         } else if constexpr (CLUSTER) {
           const int parity = (l * p.tokens + m) & 1;
-          rotate_shared<BASE>(p, from, l + 1, signs, numbers.one(kGScale), barriers, parity, raw, row);
+          rotate_shared<BASE>(p, from, signs, numbers.one(kGScale), barriers, parity, raw, row);
         } else {
+          fetch_row<kAtATime<BASE>>(from, columns, raw);
           rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
         }
         if (m + row_step < p.tokens) team_sync();
@@ -192,8 +210,6 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
     }
     clear_tail(p, columns, act);
     team_sync();
-    if (second && first_row < p.tokens && l + 1 < p.blocks)
-      ask_norm_weight(p, numbers.block().next_norm_weight, norm_weight);
     if (p.tokens > 4) {
       multiply<kAtATime<BASE>, 2>(p, tiles, ring, act, acc);
     } else {
@@ -248,7 +264,7 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
   __syncthreads();
   if constexpr (CLUSTER) cluster_sync();
   if (threadIdx.x < kStackWorkers) {
-    work<BASE, CLUSTER>(p, params.block, fixed, shared);
+    work<BASE, CLUSTER>(p, fixed, shared);
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {
     stage_blocks(fixed.plan, params.block, fixed.share, shared, barriers);
   } else {

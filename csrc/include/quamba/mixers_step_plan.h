@@ -87,9 +87,7 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const int act = take(tokens * std::max(operand_pitch(f.model), operand_pitch(f.inner)));
   const int acc = take(4 * kAccPitch * std::max(round_up(2 * p->channels, 16), round_up(p->rows, 16)));
   const int scratch = tokens * (sums * 4 + p->channels * 5 + f.rank);
-  // A row, with padded_index; the norm's weight is behind that of the residual stream.
-  const int padded = round_up(4 * (f.model + f.model / 16), 16), inner = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;
-  const int row = std::max(inner, padded + size_of(f.norm_weight) * f.model);
+  const int row = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;  // with padded_index
   const int raw = take(shares_memory(*p) ? std::max(scratch, row) : row), own = shares_memory(*p) ? raw : take(scratch);
   const int kept = take(tokens * p->rows * 4);
   const int first = take(sizes.head), second = take(sizes.head), body = take(sizes.body);
@@ -105,7 +103,7 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   }
   const int ring = s.slots * s.slot_bytes;
   s.act = ring + act, s.acc = ring + acc, s.raw = ring + raw, s.kept = ring + kept;
-  s.norm_weight = s.raw + padded, s.scratch = ring + own;
+  s.scratch = ring + own;
   s.head[0] = ring + first, s.head[1] = ring + second, s.body = ring + body;
   s.total = kStackFixedBytes + ring + at;
 }

@@ -230,7 +230,7 @@ __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare
     const int64_t at = static_cast<int64_t>(m) * p.f.inner + share.channel + c;
     if (live && j == 0) {
       if constexpr (BASE > 0) {
-        store_tagged(p.g + at, y, l + 1);
+        publish(p.g + turn(l, p.tokens * p.f.inner) + at, y);
       } else {
         p.bytes[at] = byte_of(y, numbers.one(kGScale));
       }

@@ -195,8 +195,8 @@ __device__ __forceinline__ void copy_piece(char* to, const char* from, int width
   }
 }
 
-// Waits for the thread's own copies.
-__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Where the numbers begin that are published for block `l` of the stack, which are `count`.
+__device__ __forceinline__ int turn(int l, int count) { return l % kStackTurns * count; }
 
 // Not inline: the workers would lose registers.
 static __device__ __noinline__ void stage_blocks(const StackPlan& p, const StackBlock* blocks,
@@ -233,6 +233,10 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
           copy_piece(to + copy.to + i * copy.step, from + begin + i * copy.from_step, copy.width);
       }
     };
+    const int norm_lines = divide_up(f.model * size_of(f.norm_weight), 128);
+#pragma unroll 1
+    for (int i = blockIdx.x + thread * p.grid; i < norm_lines; i += kStackStagers * p.grid)
+      prefetch_line(static_cast<const char*>(b.field[kNormWeight]) + 128 * i);
     barrier_wait(&barriers.spent[l & 1], ((l >> 1) & 1) ^ 1);
     char* const head = shared + p.s.head[l & 1];
     int* const block = reinterpret_cast<int*>(head + p.s.block);
@@ -240,6 +244,19 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
     for (int i = thread; i < static_cast<int>(sizeof(StackBlock) / 4); i += kStackStagers)
       block[i] = reinterpret_cast<const int*>(&b)[i];
     copy_fields(head, true);
+    // What the workers will publish in this block of the stack goes where block l - 4's g was, and block l - 3's residual
+    // stream: all have read these, as they all contributed to what the workers of block l - 2 needed. All will see them
+    // cleared before they wait for the new ones, as they need other things of this block before.
+#pragma unroll 1
+    for (int m = 0; m < p.tokens; ++m) {
+#pragma unroll 1
+      for (int i = thread; i < count; i += kStackStagers)
+        p.g[turn(l, p.tokens * f.inner) + m * f.inner + share.channel + i] = 0;
+#pragma unroll 1
+      for (int i = thread; i < share.rows; i += kStackStagers)
+        p.residual[turn(l + 1, p.tokens * f.model) + m * f.model + share.row + i] = 0;
+    }
+    __threadfence();
     barrier_arrive(&barriers.staged[l & 1]);
     barrier_arrive_copied(&barriers.staged[l & 1]);
 
