@@ -64,11 +64,19 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, int parity) {
       : "memory");
 }
 
-__device__ __forceinline__ void copy_row(void* to, const void* from, int bytes, uint64_t* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
+// Of what is read once a step: it leaves the second-level cache before what is read again sooner, the states among it.
+__device__ __forceinline__ uint64_t leaves_first() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ void copy_row(void* to, const void* from, int bytes, uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
 }
 
 __device__ __forceinline__ unsigned cycles() {
@@ -143,6 +151,7 @@ static __device__ __noinline__ void stream_weights(const StackPlan& p, const Sta
   const int slots = p.s.slots, slot_bytes = p.s.slot_bytes, flight = p.flight;
   int slot = 0, round = 0, late = 0, late_round = 0, issued = 0;
   const unsigned pace = p.pace;
+  const uint64_t policy = leaves_first();
   unsigned last = cycles() - pace;
   // Asked for half a block ahead: a constant that is read once comes from far.
   const int8_t* ahead = blocks[0].in_weight;
@@ -176,7 +185,7 @@ static __device__ __noinline__ void stream_weights(const StackPlan& p, const Sta
         last = cycles();
         if (lane == 0) barrier_expect(&barriers.full[slot], copies * bytes);
         __syncwarp();
-        if (own < rows) copy_row(to + slot * slot_bytes, from + column, bytes, &barriers.full[slot]);
+        if (own < rows) copy_row(to + slot * slot_bytes, from + column, bytes, &barriers.full[slot], policy);
         ++issued;
         if (++slot == slots) slot = 0, ++round;
       }
