@@ -103,22 +103,33 @@ __device__ __forceinline__ void enter(const StackPlan& p, const StackShare& shar
   }
 }
 
+// What a row of W_out needs beside its sum, read before that is there.
+struct StackOutput {
+  float factor, bias, kept;
+};
+
+__device__ __forceinline__ StackOutput output_of(const StackPlan& p, const StackShare& share,
+                                                 const StackNumbers& numbers, const float* kept, int i) {
+  if (i >= p.tokens * share.rows) return {};
+  const float* const number = numbers.row(i - share.over_rows.of(i) * share.rows);
+  return {__fmul_rn(numbers.one(kGScale), number[0]), number[1], kept[i]};
+}
+
 // The result of W_out, added to the residual stream, of which `kept` holds the thread block's part.
 __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackShare& share,
-                                         const StackNumbers& numbers, float* kept, int* acc) {
-  const float g_scale = numbers.one(kGScale);
+                                         const StackNumbers& numbers, StackOutput out, float* kept, int* acc) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < p.tokens * share.rows; i += kStackWorkers) {
     const int m = share.over_rows.of(i), e = i - m * share.rows;
+    const int sum = take(acc + e * kAccPitch + m);
     const int64_t at = static_cast<int64_t>(m) * p.f.model + share.row + e;
-    const float* const number = numbers.row(e);
-    float v = __fadd_rn(__fmul_rn(static_cast<float>(take(acc + e * kAccPitch + m)), __fmul_rn(g_scale, number[0])),
-                        number[1]);
-    if (p.f.residual) v = __fadd_rn(v, kept[i]);
+    if (i != threadIdx.x) out = output_of(p, share, numbers, kept, i);
+    float v = __fadd_rn(__fmul_rn(static_cast<float>(sum), out.factor), out.bias);
+    if (p.f.residual) v = __fadd_rn(v, out.kept);
     if (l + 1 < p.blocks) {
       v = rounded_to(v, p.out_type);
-      kept[i] = v;
       publish(p.residual + turn(l + 1, p.tokens * p.f.model) + at, v);
+      kept[i] = v;
     } else if (p.out_type == Type::kFloat) {
       static_cast<float*>(p.out)[at] = v;
     } else if (p.out_type == Type::kHalf) {
@@ -163,6 +174,8 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
   enter(p, share, kept);
 
   uint32_t first_state = 0;
+  StackInput input{};
+  StackOutput output{};
 #pragma unroll 1
   for (int half = 0; half < 2 * p.blocks; ++half) {
     const int l = half / 2, columns = half & 1 ? f.inner : f.model;
@@ -173,8 +186,7 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
       barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
       first_state = first_window(p, share, numbers);
     } else {
-      barrier_wait(&barriers.body_staged, l & 1);
-      convolve(p, share, numbers, first_state, acc, scratch);
+      convolve(p, share, numbers, first_state, input, acc, scratch);
       team_sync();
       add_products(p, l, share, numbers, scratch);
       scan<BASE>(p, l, share, numbers, scratch);
@@ -210,6 +222,12 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
     }
     clear_tail(p, columns, act);
     team_sync();
+    if (second) {
+      output = output_of(p, share, numbers, kept, threadIdx.x);
+    } else {
+      barrier_wait(&barriers.body_staged, l & 1);
+      input = input_of(p, share, numbers, threadIdx.x);
+    }
     if (p.tokens > 4) {
       multiply<kAtATime<BASE>, 2>(p, tiles, ring, act, acc);
     } else {
@@ -217,7 +235,7 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
     }
     team_sync();
     if (second) {
-      add_rows(p, l, share, numbers, kept, acc);
+      add_rows(p, l, share, numbers, output, kept, acc);
       barrier_arrive(&barriers.spent[l & 1]);
     }
   }

@@ -5,9 +5,11 @@
 
 namespace quamba {
 
-__device__ __forceinline__ int8_t byte_of(float v, float scale) {
-  return static_cast<int8_t>(round_to_byte(divide(v, scale, reciprocal_approx(scale))) & 0xff);
+__device__ __forceinline__ int8_t byte_of(float v, float scale, float inverse) {
+  return static_cast<int8_t>(round_to_byte(divide(v, scale, inverse)) & 0xff);
 }
+
+__device__ __forceinline__ int8_t byte_of(float v, float scale) { return byte_of(v, scale, reciprocal_approx(scale)); }
 
 // Of one thread block, between the parts of a block of the stack.
 struct StackScratch {
@@ -25,34 +27,59 @@ __device__ __forceinline__ uint32_t first_window(const StackPlan& p, const Stack
   return __ldcg(reinterpret_cast<const unsigned*>(numbers.block().conv_state + m * p.f.conv_batch) + share.channel + c);
 }
 
+// What the convolution needs of a channel beside the sums: a worker reads its first channel's before it waits for them.
+struct StackInput {
+  float x_factor, x_bias, x_scale, x_inverse, z_factor, z_bias, z_scale, z_inverse, taps_factor, taps_bias, out_inverse;
+  uint32_t taps;  // where K is 4
+};
+
+__device__ __forceinline__ StackInput input_of(const StackPlan& p, const StackShare& share, const StackNumbers& numbers,
+                                               int i) {
+  if (i >= p.tokens * share.channels) return {};
+  const int m = share.over_channels.of(i), c = i - m * share.channels;
+  const float* const number = numbers.channel(c);
+  const float u_scale = numbers.one(kUScale);
+  return {__fmul_rn(u_scale, number[kInX]),
+          number[kBiasX],
+          number[kScaleX],
+          reciprocal_approx(number[kScaleX]),
+          __fmul_rn(u_scale, number[kInZ]),
+          number[kBiasZ],
+          number[kScaleZ],
+          reciprocal_approx(number[kScaleZ]),
+          number[kScaleX] * number[kConvScale],
+          number[kConvBias],
+          reciprocal_approx(number[kXScale]),
+          p.f.width == 4 ? reinterpret_cast<const uint32_t*>(numbers.taps())[c] : 0};
+}
+
 // x0 and z from their sums, the convolution, x.
 __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& share, const StackNumbers& numbers,
-                                         uint32_t first_state, int* acc, const StackScratch& scratch) {
+                                         uint32_t first_state, StackInput in, int* acc, const StackScratch& scratch) {
   const int width = p.f.width;
   const int8_t* const taps = numbers.taps();
-  const float u_scale = numbers.one(kUScale);
 #pragma unroll 1
   for (int i = threadIdx.x; i < p.tokens * share.channels; i += kStackWorkers) {
     const int m = share.over_channels.of(i), c = i - m * share.channels;
-    const float* const number = numbers.channel(c);
+    const int x_sum = take(acc + c * kAccPitch + m), z_sum = take(acc + (share.channels + c) * kAccPitch + m);
     int8_t* const state =
         numbers.block().conv_state + m * p.f.conv_batch + static_cast<int64_t>(share.channel + c) * width;
-    const uint32_t before =
-        i == threadIdx.x || width != 4 ? first_state : __ldcg(reinterpret_cast<const unsigned*>(state));
-    const int x_sum = take(acc + c * kAccPitch + m), z_sum = take(acc + (share.channels + c) * kAccPitch + m);
-    const float x0_wide =
-        __fadd_rn(__fmul_rn(static_cast<float>(x_sum), __fmul_rn(u_scale, number[kInX])), number[kBiasX]);
-    const float z_wide =
-        __fadd_rn(__fmul_rn(static_cast<float>(z_sum), __fmul_rn(u_scale, number[kInZ])), number[kBiasZ]);
-    const int8_t x0 = byte_of(x0_wide, number[kScaleX]);
-    scratch.z[m * p.channels + c] = static_cast<float>(byte_of(z_wide, number[kScaleZ])) * number[kScaleZ];
+    uint32_t before = first_state;
+    if (i != threadIdx.x) {
+      in = input_of(p, share, numbers, i);
+      if (width == 4) before = __ldcg(reinterpret_cast<const unsigned*>(state));
+    }
+    const float x0_wide = __fadd_rn(__fmul_rn(static_cast<float>(x_sum), in.x_factor), in.x_bias);
+    const float z_wide = __fadd_rn(__fmul_rn(static_cast<float>(z_sum), in.z_factor), in.z_bias);
+    const int8_t x0 = byte_of(x0_wide, in.x_scale, in.x_inverse);
+    scratch.z[m * p.channels + c] = static_cast<float>(byte_of(z_wide, in.z_scale, in.z_inverse)) * in.z_scale;
     float sum = 0.0f;
     if (width == 4) {
       const uint32_t word = __byte_perm(before, static_cast<uint8_t>(x0), 0x4321);
       __stcg(reinterpret_cast<unsigned*>(state), word);
       float window[4], weight[4];
       unpack_bytes(word, window);
-      unpack_bytes(reinterpret_cast<const uint32_t*>(taps)[c], weight);
+      unpack_bytes(in.taps, weight);
 #pragma unroll
       for (int k = 0; k < 4; ++k) sum = fmaf(weight[k], window[k], sum);
     } else {
@@ -63,9 +90,8 @@ __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& s
         sum = fmaf(static_cast<float>(taps[c * width + k]), static_cast<float>(value), sum);
       }
     }
-    const float y = silu(fmaf(sum, number[kScaleX] * number[kConvScale], number[kConvBias]));
-    scratch.x[m * p.channels + c] =
-        static_cast<int8_t>(round_to_byte(y * reciprocal_approx(number[kXScale])) & 0xff);
+    const float y = silu(fmaf(sum, in.taps_factor, in.taps_bias));
+    scratch.x[m * p.channels + c] = static_cast<int8_t>(round_to_byte(y * in.out_inverse) & 0xff);
   }
 }
 
