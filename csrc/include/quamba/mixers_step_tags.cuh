@@ -32,7 +32,7 @@ class StackGrid {
   unsigned goal_ = 0, grid_;
 };
 
-__device__ __forceinline__ unsigned long long load_tagged(const unsigned long long* from) {
+__device__ __forceinline__ unsigned long long load_counted(const unsigned long long* from) {
   unsigned long long word;
   asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
   return word;
@@ -110,9 +110,12 @@ __device__ __forceinline__ void add_counted(unsigned long long* to, int v) {
   atomicAdd(to, (1ULL << kSumBits) + static_cast<unsigned long long>(v + kSumShift));
 }
 
-__device__ __forceinline__ bool complete(unsigned long long word, int grid, int* sum) {
-  *sum = static_cast<int>(static_cast<long long>(word & ((1ULL << kSumBits) - 1)) - grid * kSumShift);
+__device__ __forceinline__ bool complete(unsigned long long word, int grid) {
   return static_cast<int>(word >> kSumBits) == grid;
+}
+
+__device__ __forceinline__ int sum_of(unsigned long long word, int grid) {
+  return static_cast<int>(static_cast<long long>(word & ((1ULL << kSumBits) - 1)) - grid * kSumShift);
 }
 
 }  // namespace quamba
