@@ -19,6 +19,29 @@ __device__ __forceinline__ void write_signs(float* signs) {
   }
 }
 
+// Rows `row`, row + step and so on below `end` of the base matrix times the column v, to `store`. Some rows at a time, and
+// two sums for each, so that additions need not wait for each other.
+template <int BASE, typename Store>
+__device__ __forceinline__ void multiply_base(const float* signs, const float (&v)[BASE], int row, int step, int end,
+                                              const Store& store) {
+  constexpr int kRows = BASE / 4;
+#pragma unroll 1
+  for (; row < end; row += kRows * step) {
+    float even[kRows] = {}, odd[kRows] = {};
+#pragma unroll
+    for (int i = 0; i < BASE; i += 4)
+#pragma unroll
+      for (int k = 0; k < kRows; ++k) {
+        const float4 s = reinterpret_cast<const float4*>(signs + min(row + k * step, end - 1) * BASE)[i / 4];
+        even[k] = fmaf(s.x, v[i], even[k]), odd[k] = fmaf(s.y, v[i + 1], odd[k]);
+        even[k] = fmaf(s.z, v[i + 2], even[k]), odd[k] = fmaf(s.w, v[i + 3], odd[k]);
+      }
+#pragma unroll
+    for (int k = 0; k < kRows; ++k)
+      if (row + k * step < end) store(row + k * step, even[k] + odd[k]);
+  }
+}
+
 // The base matrix across the rows of the (base, power) matrix, in place. The worker of a column has it in registers;
 // where there are more workers than columns, several have the same one and compute some of its rows each.
 template <int BASE>
@@ -32,22 +55,7 @@ __device__ __forceinline__ void rotate_base(const float* signs, int log_power, f
 #pragma unroll
     for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
     if (parts > 1) team_sync();
-#pragma unroll 1
-    for (int row = part; row < BASE; row += 2 * parts) {
-      // Two rows, and two sums for each, so that additions need not wait for each other.
-      const int second = min(row + parts, BASE - 1);
-      float even[2] = {}, odd[2] = {};
-#pragma unroll
-      for (int i = 0; i < BASE; i += 4)
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const float4 s = reinterpret_cast<const float4*>(signs + (k ? second : row) * BASE)[i / 4];
-          even[k] = fmaf(s.x, v[i], even[k]), odd[k] = fmaf(s.y, v[i + 1], odd[k]);
-          even[k] = fmaf(s.z, v[i + 2], even[k]), odd[k] = fmaf(s.w, v[i + 3], odd[k]);
-        }
-      at[row * pitch] = even[0] + odd[0];
-      if (row + parts < BASE) at[second * pitch] = even[1] + odd[1];
-    }
+    multiply_base<BASE>(signs, v, part, parts, BASE, [&](int row, float sum) { at[row * pitch] = sum; });
   }
   team_sync();
 }
@@ -167,17 +175,8 @@ __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned
 #pragma unroll
   for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
   team_sync();
-#pragma unroll 1
-  for (int row = owner * rows + (part >> log_cluster); row < (owner + 1) * rows; row += parts) {
-    float even = 0.0f, odd = 0.0f;
-#pragma unroll
-    for (int i = 0; i < BASE; i += 4) {
-      const float4 s = reinterpret_cast<const float4*>(signs + row * BASE)[i / 4];
-      even = fmaf(s.x, v[i], even), odd = fmaf(s.y, v[i + 1], odd);
-      even = fmaf(s.z, v[i + 2], even), odd = fmaf(s.w, v[i + 3], odd);
-    }
-    store_remote(at + row * pitch, owner, even + odd);
-  }
+  multiply_base<BASE>(signs, v, owner * rows + (part >> log_cluster), parts, (owner + 1) * rows,
+                      [&](int row, float sum) { store_remote(at + row * pitch, owner, sum); });
   meet_cluster(&barriers.turned, cluster, parity);
   const int first = rank * rows;
   rotate_rows<true>(p, scale, rows * p.power, shared + first * pitch, out + first * p.power);

@@ -191,7 +191,7 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
       add_products(p, l, share, numbers, scratch);
       scan<BASE>(p, l, share, numbers, scratch);
       barrier_arrive(&barriers.body_spent);
-      team_sync();
+      if (distributed) team_sync();  // the row of g takes the place of what scan needed
     }
     if (!second || BASE > 0) {
 #pragma unroll 1
