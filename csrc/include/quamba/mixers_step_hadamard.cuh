@@ -80,8 +80,8 @@ __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_
   team_sync();
 }
 
-// The last four stages, and the bytes, to all thread blocks of the cluster. A worker has eight numbers, its neighbour
-// the other eight of sixteen.
+// The last four stages, and the bytes: with CLUSTER, to the same place of `cluster` thread blocks, or where that is 0 to
+// one that all know. A worker has eight numbers, its neighbour the other eight of sixteen.
 template <bool CLUSTER>
 __device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int cluster,
                                             int8_t* out) {
@@ -102,7 +102,7 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
       bytes[i] = round_to_byte(divide(turned * factor, scale, reciprocal));
     }
     if (live) {
-      if constexpr (!CLUSTER) {
+      if (!CLUSTER || cluster == 0) {
         store_bytes<8, true>(out + 8 * u, 8, bytes);
       } else {
         const uint2 words = make_uint2(pack_bytes(bytes[0], bytes[1], bytes[2], bytes[3]),
@@ -116,7 +116,8 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
 
 // The stages after the base matrix, and the bytes: of `order` numbers, some rows of the (base, power) matrix.
 template <bool CLUSTER>
-__device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int order, float* shared, int8_t* out) {
+__device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int order, int cluster, float* shared,
+                                            int8_t* out) {
 #pragma unroll 1
   for (int done = p.log_power; done > 4;) {
     const int stages = (done - 4) % 4 ? (done - 4) % 4 : 4;
@@ -135,7 +136,7 @@ __device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int
         rotate_middle<4>(shared, order, done);
     }
   }
-  rotate_last<CLUSTER>(shared, order, p.factor, scale, p.cluster, out);
+  rotate_last<CLUSTER>(shared, order, p.factor, scale, cluster, out);
 }
 
 // Columns [first, first + columns) of the (base, power) matrix of published numbers, to their places in `shared`.
@@ -158,11 +159,12 @@ __device__ __forceinline__ void fetch_columns(const unsigned* from, int log_powe
 }
 
 // A row of g by the thread blocks of a cluster: each fetches some columns of the (base, power) matrix and multiplies
-// them by the base matrix, then each has some rows, of which all need the bytes. The barriers' phases change once a
-// call.
+// them by the base matrix, then each has some rows. Their bytes go to the shared memory of all, or with `global` to where
+// `out` is for all; then the next row may follow after the cluster has met. `turned` changes its phase once a call.
 template <int BASE>
 __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned* g, const float* signs, float scale,
-                                              StackBarriers& barriers, int parity, float* shared, int8_t* out) {
+                                              StackBarriers& barriers, int parity, bool global, float* shared,
+                                              int8_t* out) {
   const int cluster = p.cluster, log_cluster = cluster >> 1, rank = blockIdx.x & (cluster - 1);
   const int log_columns = p.log_power - log_cluster, first_column = rank << log_columns;
   const int pitch = padded_index(p.power), rows = BASE >> log_cluster;
@@ -179,8 +181,7 @@ __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned
                       [&](int row, float sum) { store_remote(at + row * pitch, owner, sum); });
   meet_cluster(&barriers.turned, cluster, parity);
   const int first = rank * rows;
-  rotate_rows<true>(p, scale, rows * p.power, shared + first * pitch, out + first * p.power);
-  meet_cluster(&barriers.rounded, cluster, parity);
+  rotate_rows<true>(p, scale, rows * p.power, global ? 0 : cluster, shared + first * pitch, out + first * p.power);
 }
 
 // A row of g that fetch_row left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
@@ -190,7 +191,7 @@ __device__ __forceinline__ void rotate_row(const StackPlan& p, const float* sign
                                            int8_t* out) {
   team_sync();
   if constexpr (BASE > 1) rotate_base<BASE>(signs, p.log_power, shared);
-  rotate_rows<false>(p, scale, p.f.inner, shared, out);
+  rotate_rows<false>(p, scale, p.f.inner, 0, shared, out);
 }
 
 }  // namespace quamba

@@ -164,8 +164,6 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
   scratch.x = reinterpret_cast<int8_t*>(scratch.z + p.tokens * p.channels);
   scratch.d = scratch.x + p.tokens * p.channels;
   const bool distributed = p.tokens >= kStackDistributed;
-  // The rows that this thread block normalizes and transforms.
-  const int first_row = distributed ? blockIdx.x : 0, row_step = distributed ? p.grid : 1;
   StackRing ring(shared, &barriers);
   StackGrid grid(p);
 #pragma unroll 1
@@ -173,6 +171,7 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
     acc[i] = 0;
   enter(p, share, kept);
 
+  int turns = 0, rounds = 0;  // of the cluster's barriers
   uint32_t first_state = 0;
   StackInput input{};
   StackOutput output{};
@@ -191,9 +190,12 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
       add_products(p, l, share, numbers, scratch);
       scan<BASE>(p, l, share, numbers, scratch);
       barrier_arrive(&barriers.body_spent);
-      if (distributed) team_sync();  // the row of g takes the place of what scan needed
+      if (p.s.scratch == p.s.raw) team_sync();  // the row of g takes the place of what scan needed
     }
     if (!second || BASE > 0) {
+      // The rows that this thread block normalizes, or transforms, with CLUSTER as one of some.
+      const int sharing = CLUSTER && second ? p.cluster >> 1 : 0;  // its logarithm, as this is 1, 2 or 4
+      const int first_row = distributed ? blockIdx.x >> sharing : 0, row_step = distributed ? p.grid >> sharing : 1;
 #pragma unroll 1
       for (int m = first_row; m < p.tokens; m += row_step) {
         const unsigned* const from = (second ? p.g : p.residual) + turn(l, p.tokens * columns) + m * columns;
@@ -207,8 +209,8 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
             norm_row<kStackWidth / kOnce>(p, numbers, from, partial, reinterpret_cast<uint32_t*>(row));
           }
         } else if constexpr (CLUSTER) {
-          const int parity = (l * p.tokens + m) & 1;
-          rotate_shared<BASE>(p, from, signs, numbers.one(kGScale), barriers, parity, raw, row);
+          rotate_shared<BASE>(p, from, signs, numbers.one(kGScale), barriers, turns++ & 1, distributed, raw, row);
+          if (!distributed || m + row_step < p.tokens) meet_cluster(&barriers.rounded, p.cluster, rounds++ & 1);
         } else {
           fetch_row<kAtATime<BASE>>(from, columns, raw);
           rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);

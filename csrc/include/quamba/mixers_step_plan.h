@@ -10,6 +10,7 @@
 namespace quamba {
 
 constexpr int kStackLeastSlots = 4;
+constexpr int kStackWorkersOfColumns = 256;  // of a shared transform, at most: a worker has one
 
 // The largest width of a copy, in bytes, that divides them all.
 inline int copy_width(int bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : 4; }
@@ -68,9 +69,13 @@ inline StackSizes plan_fields(StackPlan* p, const int* aligned_to) {
   return at;
 }
 
+// Whether thread blocks can share a transform: each takes some columns of the (base, power) matrix, then some of its
+// rows.
+inline bool can_share_transform(const StackPlan& p) { return p.base > 1 && p.power <= kStackWorkersOfColumns; }
+
 // Whether the transform's memory serves the other parts of a block between transforms. Where thread blocks write into
 // each other's they do not know of what else is in it.
-inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistributed; }
+inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistributed && !can_share_transform(p); }
 
 inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const StackFormat& f = p->f;
@@ -150,10 +155,9 @@ inline int plan_flight(const StackShared& s, int bytes) {
   return std::min(std::max(bytes / s.slot_bytes, 2), s.slots % kTeams == 0 ? s.slots : s.slots - kTeams);
 }
 
-// How many thread blocks share a transform, 1, 2 or 4, at most `most`: each takes some columns of the (base, power)
-// matrix, then some of its rows.
+// How many thread blocks share a transform, 1, 2 or 4, at most `most`.
 inline int plan_cluster(const StackPlan& p, int most) {
-  int cluster = p.base > 1 && p.power <= 256 && p.tokens < kStackDistributed && most > 1 ? (most < 4 ? 2 : 4) : 1;
+  int cluster = can_share_transform(p) && most > 1 ? (most < 4 ? 2 : 4) : 1;
   while (cluster > 1 && (p.grid % cluster || p.base % cluster || p.power / cluster < 16)) cluster /= 2;
   return cluster;
 }
