@@ -196,16 +196,16 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
     StackBlock& b = params->block[i - first] = blocks[i].block;
     b.conv_state += token * p->f.conv_batch;
     b.ssm_state += token * p->f.ssm_batch;
-    b.next_norm_weight = i + 1 < end ? blocks[i + 1].block.field[kNormWeight] : nullptr;
   }
   const int64_t sums = p->f.rank + 2 * p->f.states, tokens = p->tokens;
-  const int64_t dbc = kSumSpread * p->blocks * tokens * sums, residual = tokens * p->f.model, g = tokens * p->f.inner;
-  const int64_t zeroed = 128 + 8 * (dbc + dbc % 2 + residual + g), bytes = tokens * std::max(p->f.model, p->f.inner);
+  const int64_t dbc = kSumSpread * p->blocks * tokens * sums, residual = kStackTurns * tokens * p->f.model;
+  const int64_t g = kStackTurns * tokens * p->f.inner, bytes = tokens * std::max(p->f.model, p->f.inner);
+  const int64_t zeroed = 128 + 8 * (dbc + dbc % 2) + 4 * (residual + g);
   const Tensor space = empty(like, {zeroed + bytes}, ScalarType::Char);
   char* const memory = static_cast<char*>(space.data_ptr());
   p->counter = reinterpret_cast<unsigned*>(memory);
   p->dbc = reinterpret_cast<unsigned long long*>(memory + 128);
-  p->residual = p->dbc + dbc + dbc % 2;
+  p->residual = reinterpret_cast<unsigned*>(p->dbc + dbc + dbc % 2);
   p->g = p->residual + residual;
   p->bytes = reinterpret_cast<int8_t*>(p->g + g);
   cudaError_t error = cudaMemsetAsync(memory, 0, zeroed, stream);

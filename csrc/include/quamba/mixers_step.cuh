@@ -9,6 +9,7 @@ namespace quamba {
 constexpr int kStackBlocks = 100;       // blocks a launch: a kernel's arguments end at 32764 bytes
 constexpr int kStackTokens = 8;         // sequences a launch
 constexpr int kStackDistributed = 3;    // from so many on, a token's norm and transform are one thread block's work
+constexpr int kStackTurns = 4;
 constexpr int kStackSlots = 24;         // of the ring, at most
 constexpr int kStackWidth = 8192;       // of the model, at most
 constexpr int kStackSharedWidth = 4096;  // of D: from it on sharing the transform of g costs less than it saves
@@ -27,18 +28,18 @@ enum StackField {
   kOutScale, kOutBias,
   kUScale, kXInScale, kGScale,
   kA, kTaps, kDtWeight, kStagedFields,
-  kNormWeight = kStagedFields, kStackFields  // the workers copy this one
+  kNormWeight = kStagedFields, kStackFields  // the workers load this one
 };
 
 // Words from one channel's numbers to the next one's, and so for sums and rows: the first two are odd, for the banks.
 constexpr int kChannelWords = 15, kSumWords = 3, kRowWords = 2;
+constexpr int kStackFixedBytes = 4096;  // of shared memory, in front of the ring: StackFixed
 constexpr int kStackOnes = 16;  // bytes: the fields that are one number
 
 __host__ __device__ constexpr bool in_head(int field) { return field >= kOutScale && field <= kGScale; }
 
 struct StackBlock {
   const void* field[kStackFields];  // null where there is none
-  const void* next_norm_weight;     // of the block after this one
   const int8_t* in_weight;
   const int8_t* x_weight;
   const int8_t* out_weight;
@@ -66,11 +67,11 @@ struct StackFormat {
   bool has_in_bias, has_conv_bias, has_out_bias;  // only so that blocks with and without one have different formats
 };
 
-// Offsets in a thread block's shared memory, in bytes. What the staging warps prepare for one block of the stack: the
+// Offsets in a thread block's shared memory behind the first kStackFixedBytes, in bytes; the total has these, too. What the staging warps prepare for one block of the stack: the
 // head, what is needed from its norm to its end, of which there are two, and the body, what only its middle needs, from
 // the convolution to the gate.
 struct StackShared {
-  int act, acc, kept, raw, scratch, norm_weight, head[2], body, total;
+  int act, acc, kept, raw, scratch, head[2], body, total;
   int slots, slot_bytes, slot_columns;  // the ring of weight tiles, at offset 0
   int block, row_numbers;               // within the head, behind the fields that are one number
   // within the body, behind the channels' numbers:
@@ -89,7 +90,7 @@ struct StackDivisor {
   __device__ int of(int n) const { return reciprocal ? static_cast<int>(__umulhi(n, reciprocal)) : n; }
 };
 
-// All of a launch but the blocks. Thread blocks keep a copy in shared memory: constants are many here, and rare.
+// All of a launch but the blocks.
 struct StackPlan {
   StackFormat f;
   StackShared s;
@@ -106,12 +107,13 @@ struct StackPlan {
   int64_t hidden_row;
   void* out;
   Type hidden_type, out_type;
-  // Between thread blocks, zero at the launch. Numbers travel with a tag beside them, by which a reader sees that they
-  // are there: waiting for the number costs one way to memory, where a barrier and then the number cost four.
+  // Between thread blocks, zero at the launch. A reader waits for the number itself, which costs one way to memory where
+  // a barrier and then the number cost four: a word of the residual stream or of g that is zero is not there yet. These
+  // two have kStackTurns places that blocks of the stack take in turn, so that there is time to clear the next one.
   unsigned* counter;             // of the barrier that what has no tags takes
   unsigned long long* dbc;       // (blocks, tokens, R + 2 N) at sum_place: sums of W_x, and how many added to them
-  unsigned long long* residual;  // (tokens, E), tagged: the residual stream between blocks
-  unsigned long long* g;         // (tokens, D), tagged
+  unsigned* residual;            // (kStackTurns, tokens, E): the residual stream between blocks
+  unsigned* g;                   // (kStackTurns, tokens, D)
   int8_t* bytes;                 // (tokens, max(D, E)), u or g
 };
 

@@ -19,6 +19,29 @@ __device__ __forceinline__ void write_signs(float* signs) {
   }
 }
 
+// Rows `row`, row + step and so on below `end` of the base matrix times the column v, to `store`. Some rows at a time, and
+// two sums for each, so that additions need not wait for each other.
+template <int BASE, typename Store>
+__device__ __forceinline__ void multiply_base(const float* signs, const float (&v)[BASE], int row, int step, int end,
+                                              const Store& store) {
+  constexpr int kRows = BASE / 4;
+#pragma unroll 1
+  for (; row < end; row += kRows * step) {
+    float even[kRows] = {}, odd[kRows] = {};
+#pragma unroll
+    for (int i = 0; i < BASE; i += 4)
+#pragma unroll
+      for (int k = 0; k < kRows; ++k) {
+        const float4 s = reinterpret_cast<const float4*>(signs + min(row + k * step, end - 1) * BASE)[i / 4];
+        even[k] = fmaf(s.x, v[i], even[k]), odd[k] = fmaf(s.y, v[i + 1], odd[k]);
+        even[k] = fmaf(s.z, v[i + 2], even[k]), odd[k] = fmaf(s.w, v[i + 3], odd[k]);
+      }
+#pragma unroll
+    for (int k = 0; k < kRows; ++k)
+      if (row + k * step < end) store(row + k * step, even[k] + odd[k]);
+  }
+}
+
 // The base matrix across the rows of the (base, power) matrix, in place. The worker of a column has it in registers;
 // where there are more workers than columns, several have the same one and compute some of its rows each.
 template <int BASE>
@@ -32,22 +55,7 @@ __device__ __forceinline__ void rotate_base(const float* signs, int log_power, f
 #pragma unroll
     for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
     if (parts > 1) team_sync();
-#pragma unroll 1
-    for (int row = part; row < BASE; row += 2 * parts) {
-      // Two rows, and two sums for each, so that additions need not wait for each other.
-      const int second = min(row + parts, BASE - 1);
-      float even[2] = {}, odd[2] = {};
-#pragma unroll
-      for (int i = 0; i < BASE; i += 4)
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-          const float4 s = reinterpret_cast<const float4*>(signs + (k ? second : row) * BASE)[i / 4];
-          even[k] = fmaf(s.x, v[i], even[k]), odd[k] = fmaf(s.y, v[i + 1], odd[k]);
-          even[k] = fmaf(s.z, v[i + 2], even[k]), odd[k] = fmaf(s.w, v[i + 3], odd[k]);
-        }
-      at[row * pitch] = even[0] + odd[0];
-      if (row + parts < BASE) at[second * pitch] = even[1] + odd[1];
-    }
+    multiply_base<BASE>(signs, v, part, parts, BASE, [&](int row, float sum) { at[row * pitch] = sum; });
   }
   team_sync();
 }
@@ -72,8 +80,8 @@ __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_
   team_sync();
 }
 
-// The last four stages, and the bytes, to all thread blocks of the cluster. A worker has eight numbers, its neighbour
-// the other eight of sixteen.
+// The last four stages, and the bytes: with CLUSTER, to the same place of `cluster` thread blocks, or where that is 0 to
+// one that all know. A worker has eight numbers, its neighbour the other eight of sixteen.
 template <bool CLUSTER>
 __device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int cluster,
                                             int8_t* out) {
@@ -94,7 +102,7 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
       bytes[i] = round_to_byte(divide(turned * factor, scale, reciprocal));
     }
     if (live) {
-      if constexpr (!CLUSTER) {
+      if (!CLUSTER || cluster == 0) {
         store_bytes<8, true>(out + 8 * u, 8, bytes);
       } else {
         const uint2 words = make_uint2(pack_bytes(bytes[0], bytes[1], bytes[2], bytes[3]),
@@ -108,7 +116,8 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
 
 // The stages after the base matrix, and the bytes: of `order` numbers, some rows of the (base, power) matrix.
 template <bool CLUSTER>
-__device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int order, float* shared, int8_t* out) {
+__device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int order, int cluster, float* shared,
+                                            int8_t* out) {
 #pragma unroll 1
   for (int done = p.log_power; done > 4;) {
     const int stages = (done - 4) % 4 ? (done - 4) % 4 : 4;
@@ -127,57 +136,39 @@ __device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int
         rotate_middle<4>(shared, order, done);
     }
   }
-  rotate_last<CLUSTER>(shared, order, p.factor, scale, p.cluster, out);
+  rotate_last<CLUSTER>(shared, order, p.factor, scale, cluster, out);
 }
 
-// Columns [first, first + columns) of the (base, power) matrix of tagged numbers, to their places in `shared`.
+// Columns [first, first + columns) of the (base, power) matrix of published numbers, to their places in `shared`.
 template <int BASE>
-__device__ __forceinline__ void fetch_columns(const unsigned long long* from, int log_power, int first, int log_columns,
-                                              unsigned tag, float* shared) {
+__device__ __forceinline__ void fetch_columns(const unsigned* from, int log_power, int first, int log_columns,
+                                              float* shared) {
   constexpr int kBatch = 2;
+  // A worker's second four are some whole rows below its first: there are 4 * 256 numbers between.
   const int count = BASE << log_columns, next = 4 * kStackWorkers >> log_columns << log_power;
 #pragma unroll 1
-  for (int i0 = 4 * threadIdx.x; i0 < count; i0 += kBatch * 4 * kStackWorkers) {
-    unsigned missing = i0 + 4 * kStackWorkers < count ? 3 : 1;
-    const int place = (i0 >> log_columns << log_power) + first + (i0 & ((1 << log_columns) - 1));
-    const unsigned long long* const at = from + place;
-    float* const to = shared + padded_index(place);
-#pragma unroll 1
-    do {
-      unsigned long long words[kBatch][4];
-      // A worker's second four are some whole rows below its first: there are 4 * 256 numbers between.
+  for (int i = 4 * threadIdx.x; i < count; i += kBatch * 4 * kStackWorkers) {
+    const int fours = divide_up(count - i, 4 * kStackWorkers);
+    const int place = (i >> log_columns << log_power) + first + (i & ((1 << log_columns) - 1));
+    uint4 words[kBatch];
+    await<kBatch>(from + place, next, fours, words);
 #pragma unroll
-      for (int u = 0; u < kBatch; ++u)
-        if (missing >> u & 1)
-          load_tagged2(at + u * next, words[u]), load_tagged2(at + u * next + 2, words[u] + 2);
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u)
-        if (missing >> u & 1) {
-          float v[4];
-          bool there = true;
-#pragma unroll
-          for (int k = 0; k < 4; ++k) there &= arrived(words[u][k], tag, &v[k]);
-          if (there) {
-#pragma unroll
-            for (int k = 0; k < 4; ++k) to[u * (next + next / 16) + k] = v[k];
-            missing ^= 1u << u;
-          }
-        }
-    } while (missing != 0);
+    for (int u = 0; u < kBatch; ++u)
+      if (u < fours) put(shared + padded_index(place) + u * (next + next / 16), words[u]);
   }
 }
 
 // A row of g by the thread blocks of a cluster: each fetches some columns of the (base, power) matrix and multiplies
-// them by the base matrix, then each has some rows, of which all need the bytes. The barriers' phases change once a
-// call.
+// them by the base matrix, then each has some rows. Their bytes go to the shared memory of all, or with `global` to where
+// `out` is for all; then the next row may follow after the cluster has met. `turned` changes its phase once a call.
 template <int BASE>
-__device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned long long* g, unsigned tag,
-                                              const float* signs, float scale, StackBarriers& barriers, int parity,
-                                              float* shared, int8_t* out) {
+__device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned* g, const float* signs, float scale,
+                                              StackBarriers& barriers, int parity, bool global, float* shared,
+                                              int8_t* out) {
   const int cluster = p.cluster, log_cluster = cluster >> 1, rank = blockIdx.x & (cluster - 1);
   const int log_columns = p.log_power - log_cluster, first_column = rank << log_columns;
   const int pitch = padded_index(p.power), rows = BASE >> log_cluster;
-  fetch_columns<BASE>(g, p.log_power, first_column, log_columns, tag, shared);
+  fetch_columns<BASE>(g, p.log_power, first_column, log_columns, shared);
   team_sync();
   // A worker has a column, and computes some of the rows of one thread block: there are 256 / power workers for these.
   const int part = threadIdx.x >> log_columns, owner = part & (cluster - 1), parts = kStackWorkers >> p.log_power;
@@ -186,31 +177,21 @@ __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned
 #pragma unroll
   for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
   team_sync();
-#pragma unroll 1
-  for (int row = owner * rows + (part >> log_cluster); row < (owner + 1) * rows; row += parts) {
-    float even = 0.0f, odd = 0.0f;
-#pragma unroll
-    for (int i = 0; i < BASE; i += 4) {
-      const float4 s = reinterpret_cast<const float4*>(signs + row * BASE)[i / 4];
-      even = fmaf(s.x, v[i], even), odd = fmaf(s.y, v[i + 1], odd);
-      even = fmaf(s.z, v[i + 2], even), odd = fmaf(s.w, v[i + 3], odd);
-    }
-    store_remote(at + row * pitch, owner, even + odd);
-  }
+  multiply_base<BASE>(signs, v, owner * rows + (part >> log_cluster), parts, (owner + 1) * rows,
+                      [&](int row, float sum) { store_remote(at + row * pitch, owner, sum); });
   meet_cluster(&barriers.turned, cluster, parity);
   const int first = rank * rows;
-  rotate_rows<true>(p, scale, rows * p.power, shared + first * pitch, out + first * p.power);
-  meet_cluster(&barriers.rounded, cluster, parity);
+  rotate_rows<true>(p, scale, rows * p.power, global ? 0 : cluster, shared + first * pitch, out + first * p.power);
 }
 
-// A row of g that fetch_tagged left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
+// A row of g that fetch_row left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
 // bytes.
 template <int BASE>
 __device__ __forceinline__ void rotate_row(const StackPlan& p, const float* signs, float scale, float* shared,
                                            int8_t* out) {
   team_sync();
   if constexpr (BASE > 1) rotate_base<BASE>(signs, p.log_power, shared);
-  rotate_rows<false>(p, scale, p.f.inner, shared, out);
+  rotate_rows<false>(p, scale, p.f.inner, 0, shared, out);
 }
 
 }  // namespace quamba

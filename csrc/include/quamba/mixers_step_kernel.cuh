@@ -1,6 +1,6 @@
 // mixers_step: the kernel. A thread block a multiprocessor, all there at a time; each owns some channels (their rows of
-// W_in and W_dt, columns of W_x, states) and some rows of W_out. What all need of the others travels with tags: the
-// sums of W_x, g, and the residual stream. With several sequences a token's norm and its transform are one thread
+// W_in and W_dt, columns of W_x, states) and some rows of W_out. What all need of the others goes through the
+// second-level cache: the sums of W_x, g, and the residual stream. With several sequences a token's norm and its transform are one thread
 // block's work, and a barrier follows each.
 //
 // The sums are integers and exact, so W_x may be cut along K and added up in any order.
@@ -11,9 +11,21 @@
 
 namespace quamba {
 
-__device__ __forceinline__ float4 load4(const void* data, Type type, int i) {
-  if (type == Type::kFloat) return static_cast<const float4*>(data)[i];
-  const uint2 words = static_cast<const uint2*>(data)[i];
+// Four neighbours of a vector, as they are.
+__device__ __forceinline__ uint4 load4(const void* data, Type type, int i) {
+  if (type == Type::kFloat) return __ldg(static_cast<const uint4*>(data) + i);
+  const uint2 words = __ldg(static_cast<const uint2*>(data) + i);
+  return make_uint4(words.x, words.y, 0, 0);
+}
+
+__device__ __forceinline__ float4 floats_of(uint4 words) {
+  return make_float4(__uint_as_float(words.x), __uint_as_float(words.y), __uint_as_float(words.z),
+                     __uint_as_float(words.w));
+}
+
+// What load4 loaded, in float32.
+__device__ __forceinline__ float4 widened(uint4 words, Type type) {
+  if (type == Type::kFloat) return floats_of(words);
   if (type == Type::kBFloat16)
     return make_float4(__uint_as_float(words.x << 16), __uint_as_float(words.x & 0xffff0000u),
                        __uint_as_float(words.y << 16), __uint_as_float(words.y & 0xffff0000u));
@@ -45,35 +57,38 @@ __device__ __forceinline__ uint32_t rounded4(float4 v, float scale) {
                     round_to_byte(divide(v.z, scale, r)), round_to_byte(divide(v.w, scale, r)));
 }
 
-// The norm's weight of the next block, asked for while there is time: each worker copies what it will use.
-__device__ __forceinline__ void ask_norm_weight(const StackPlan& p, const void* from, char* to) {
-  const int bytes = 4 * size_of(p.f.norm_weight);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < p.f.model / 4; i += kStackWorkers)
-    copy_piece(to + i * bytes, static_cast<const char*>(from) + i * bytes, bytes);
-}
-
-// The norm of a row of the residual stream, which fetch_tagged left in `row`, quantized.
-__device__ __forceinline__ void norm_row(const StackPlan& p, const StackNumbers& numbers, const float* row,
-                                         const char* weight, float* partial, uint32_t* out) {
-  const int count = p.f.model / 4;
+// The norm of a published row of the residual stream, quantized. A worker has its numbers in registers, and the first of
+// the weights, asked for before there is anything to wait for. MOST: fours of a worker.
+template <int MOST>
+__device__ __forceinline__ void norm_row(const StackPlan& p, const StackNumbers& numbers, const unsigned* from,
+                                         float* partial, uint32_t* out) {
+  constexpr int kAhead = 3;
+  const int count = p.f.model / 4, first = threadIdx.x;
+  const void* const weight = numbers.block().field[kNormWeight];
+  const float scale = numbers.one(kUScale), eps = numbers.block().norm_eps;
+  uint4 w[kAhead], words[MOST];
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u)
+    w[u] = first + u * kStackWorkers < count ? load4(weight, p.f.norm_weight, first + u * kStackWorkers)
+                                             : make_uint4(0, 0, 0, 0);
+  await<MOST>(from + 4 * first, 4 * kStackWorkers, divide_up(count - first, kStackWorkers), words);
   float squares = 0.0f;
-#pragma unroll 1
-  for (int i = threadIdx.x; i < count; i += kStackWorkers) {
-    const float* const v = row + padded_index(4 * i);
-    squares = fmaf(v[0], v[0], fmaf(v[1], v[1], fmaf(v[2], v[2], fmaf(v[3], v[3], squares))));
+#pragma unroll
+  for (int u = 0; u < MOST; ++u) {
+    if (first + u * kStackWorkers >= count) break;
+    const float4 v = floats_of(words[u]);
+    squares = fmaf(v.x, v.x, fmaf(v.y, v.y, fmaf(v.z, v.z, fmaf(v.w, v.w, squares))));
   }
   const float size = static_cast<float>(p.f.model);
-  const float factor =
-      rsqrtf(divide(team_sum(squares, partial), size, reciprocal_approx(size)) + numbers.block().norm_eps);
-  const float scale = numbers.one(kUScale);
-  copies_done();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < count; i += kStackWorkers) {
-    const float* const v = row + padded_index(4 * i);
-    const float4 w = load4(weight, p.f.norm_weight, i);
-    out[i] = rounded4(
-        make_float4(v[0] * factor * w.x, v[1] * factor * w.y, v[2] * factor * w.z, v[3] * factor * w.w), scale);
+  const float factor = rsqrtf(divide(team_sum(squares, partial), size, reciprocal_approx(size)) + eps);
+#pragma unroll
+  for (int u = 0; u < MOST; ++u) {
+    if (first + u * kStackWorkers >= count) break;
+    const float4 v = floats_of(words[u]), 
+                 k = widened(u < kAhead ? w[u % kAhead] : load4(weight, p.f.norm_weight, first + u * kStackWorkers),
+                             p.f.norm_weight);
+    out[first + u * kStackWorkers] =
+        rounded4(make_float4(v.x * factor * k.x, v.y * factor * k.y, v.z * factor * k.z, v.w * factor * k.w), scale);
   }
 }
 
@@ -84,26 +99,37 @@ __device__ __forceinline__ void enter(const StackPlan& p, const StackShare& shar
   for (int i = threadIdx.x; i < p.tokens * share.rows; i += kStackWorkers) {
     const int m = share.over_rows.of(i), e = share.row + i - m * share.rows;
     kept[i] = hidden[m * p.hidden_row + e];
-    store_tagged(p.residual + static_cast<int64_t>(m) * p.f.model + e, kept[i], 1);
+    publish(p.residual + m * p.f.model + e, kept[i]);
   }
+}
+
+// What a row of W_out needs beside its sum, read before that is there.
+struct StackOutput {
+  float factor, bias, kept;
+};
+
+__device__ __forceinline__ StackOutput output_of(const StackPlan& p, const StackShare& share,
+                                                 const StackNumbers& numbers, const float* kept, int i) {
+  if (i >= p.tokens * share.rows) return {};
+  const float* const number = numbers.row(i - share.over_rows.of(i) * share.rows);
+  return {__fmul_rn(numbers.one(kGScale), number[0]), number[1], kept[i]};
 }
 
 // The result of W_out, added to the residual stream, of which `kept` holds the thread block's part.
 __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackShare& share,
-                                         const StackNumbers& numbers, float* kept, int* acc) {
-  const float g_scale = numbers.one(kGScale);
+                                         const StackNumbers& numbers, StackOutput out, float* kept, int* acc) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < p.tokens * share.rows; i += kStackWorkers) {
     const int m = share.over_rows.of(i), e = i - m * share.rows;
+    const int sum = take(acc + e * kAccPitch + m);
     const int64_t at = static_cast<int64_t>(m) * p.f.model + share.row + e;
-    const float* const number = numbers.row(e);
-    float v = __fadd_rn(__fmul_rn(static_cast<float>(take(acc + e * kAccPitch + m)), __fmul_rn(g_scale, number[0])),
-                        number[1]);
-    if (p.f.residual) v = __fadd_rn(v, kept[i]);
+    if (i != threadIdx.x) out = output_of(p, share, numbers, kept, i);
+    float v = __fadd_rn(__fmul_rn(static_cast<float>(sum), out.factor), out.bias);
+    if (p.f.residual) v = __fadd_rn(v, out.kept);
     if (l + 1 < p.blocks) {
       v = rounded_to(v, p.out_type);
+      publish(p.residual + turn(l + 1, p.tokens * p.f.model) + at, v);
       kept[i] = v;
-      store_tagged(p.residual + at, v, l + 2);
     } else if (p.out_type == Type::kFloat) {
       static_cast<float*>(p.out)[at] = v;
     } else if (p.out_type == Type::kHalf) {
@@ -123,62 +149,70 @@ constexpr int kAtATime = BASE == 12 ? 3 : BASE == 20 ? 5 : 4;
 // the second one all else, and both begin with a row that all thread blocks contributed to. So there is one loop over
 // halves, and the code that both share is there once.
 template <int BASE, bool CLUSTER>
-__device__ __forceinline__ void work(const StackPlan& p, const StackBlock* blocks, const StackShare& share,
-                                     const float* signs, char* shared, StackBarriers& barriers) {
+__device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char* shared) {
+  const StackShare share = fixed.share;
+  StackBarriers& barriers = fixed.barriers;
+  float *const partial = fixed.partial, *const signs = fixed.signs;
   const StackFormat& f = p.f;
   char* const act = shared + p.s.act;
   int* const acc = reinterpret_cast<int*>(shared + p.s.acc);
   float* const raw = reinterpret_cast<float*>(shared + p.s.raw);
   float* const kept = reinterpret_cast<float*>(shared + p.s.kept);
-  __shared__ float partial[kStackWorkers / 32];
   StackScratch scratch;
   scratch.bc = reinterpret_cast<float*>(shared + p.s.scratch);
   scratch.z = scratch.bc + p.tokens * p.over_sums.by;
   scratch.x = reinterpret_cast<int8_t*>(scratch.z + p.tokens * p.channels);
   scratch.d = scratch.x + p.tokens * p.channels;
   const bool distributed = p.tokens >= kStackDistributed;
-  // The rows that this thread block normalizes and transforms.
-  const int first_row = distributed ? blockIdx.x : 0, row_step = distributed ? p.grid : 1;
   StackRing ring(shared, &barriers);
   StackGrid grid(p);
 #pragma unroll 1
   for (int i = threadIdx.x; i < max(round_up(2 * p.channels, 16), round_up(p.rows, 16)) * kAccPitch; i += kStackWorkers)
     acc[i] = 0;
   enter(p, share, kept);
-  char* const norm_weight = shared + p.s.norm_weight;
-  if (first_row < p.tokens) ask_norm_weight(p, blocks[0].field[kNormWeight], norm_weight);
 
+  int turns = 0, rounds = 0;  // of the cluster's barriers
   uint32_t first_state = 0;
+  StackInput input{};
+  StackOutput output{};
 #pragma unroll 1
   for (int half = 0; half < 2 * p.blocks; ++half) {
     const int l = half / 2, columns = half & 1 ? f.inner : f.model;
     const bool second = half & 1;
-    const StackNumbers numbers(p, shared + p.s.head[l & 1], shared + p.s.body);
+    const StackNumbers numbers(p, shared + (l & 1 ? p.s.head[1] : p.s.head[0]), shared + p.s.body);
+    const StackTiles tiles = fixed.share.tiles[second];
     if (!second) {
       barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
       first_state = first_window(p, share, numbers);
     } else {
-      barrier_wait(&barriers.body_staged, l & 1);
-      convolve(p, share, numbers, first_state, acc, scratch);
+      convolve(p, share, numbers, first_state, input, acc, scratch);
       team_sync();
       add_products(p, l, share, numbers, scratch);
       scan<BASE>(p, l, share, numbers, scratch);
       barrier_arrive(&barriers.body_spent);
-      team_sync();
+      if (p.s.scratch == p.s.raw) team_sync();  // the row of g takes the place of what scan needed
     }
     if (!second || BASE > 0) {
+      // The rows that this thread block normalizes, or transforms, with CLUSTER as one of some.
+      const int sharing = CLUSTER && second ? p.cluster >> 1 : 0;  // its logarithm, as this is 1, 2 or 4
+      const int first_row = distributed ? blockIdx.x >> sharing : 0, row_step = distributed ? p.grid >> sharing : 1;
 #pragma unroll 1
       for (int m = first_row; m < p.tokens; m += row_step) {
-        const unsigned long long* const from = (second ? p.g : p.residual) + static_cast<int64_t>(m) * columns;
+        const unsigned* const from = (second ? p.g : p.residual) + turn(l, p.tokens * columns) + m * columns;
         int8_t* const row = distributed ? p.bytes + static_cast<int64_t>(m) * columns
                                         : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
-        if (!CLUSTER || !second) fetch_tagged<CLUSTER ? 3 : kAtATime<BASE>>(from, columns, l + 1, raw);
         if (!second) {
-          norm_row(p, numbers, raw, norm_weight, partial, reinterpret_cast<uint32_t*>(row));
+          constexpr int kFew = 3, kOnce = 4 * kStackWorkers;
+          if (columns <= kFew * kOnce) {
+            norm_row<kFew>(p, numbers, from, partial, reinterpret_cast<uint32_t*>(row));
+          } else {
+            norm_row<kStackWidth / kOnce>(p, numbers, from, partial, reinterpret_cast<uint32_t*>(row));
+          }
         } else if constexpr (CLUSTER) {
-          const int parity = (l * p.tokens + m) & 1;
-          rotate_shared<BASE>(p, from, l + 1, signs, numbers.one(kGScale), barriers, parity, raw, row);
+          rotate_shared<BASE>(p, from, signs, numbers.one(kGScale), barriers, turns++ & 1, distributed, raw, row);
+          if (!distributed || m + row_step < p.tokens) meet_cluster(&barriers.rounded, p.cluster, rounds++ & 1);
         } else {
+          fetch_row<kAtATime<BASE>>(from, columns, raw);
           rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
         }
         if (m + row_step < p.tokens) team_sync();
@@ -190,16 +224,20 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
     }
     clear_tail(p, columns, act);
     team_sync();
-    if (second && first_row < p.tokens && l + 1 < p.blocks)
-      ask_norm_weight(p, numbers.block().next_norm_weight, norm_weight);
-    if (p.tokens > 4) {
-      multiply<kAtATime<BASE>, 2>(p, share.tiles[second], ring, act, acc);
+    if (second) {
+      output = output_of(p, share, numbers, kept, threadIdx.x);
     } else {
-      multiply<kAtATime<BASE>, 1>(p, share.tiles[second], ring, act, acc);
+      barrier_wait(&barriers.body_staged, l & 1);
+      input = input_of(p, share, numbers, threadIdx.x);
+    }
+    if (p.tokens > 4) {
+      multiply<kAtATime<BASE>, 2>(p, tiles, ring, act, acc);
+    } else {
+      multiply<kAtATime<BASE>, 1>(p, tiles, ring, act, acc);
     }
     team_sync();
     if (second) {
-      add_rows(p, l, share, numbers, kept, acc);
+      add_rows(p, l, share, numbers, output, kept, acc);
       barrier_arrive(&barriers.spent[l & 1]);
     }
   }
@@ -210,21 +248,22 @@ __device__ __forceinline__ void work(const StackPlan& p, const StackBlock* block
 template <int BASE, bool CLUSTER>
 __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __grid_constant__ StackParams params) {
   extern __shared__ __align__(128) char memory[];
-  __shared__ StackBarriers barriers;
-  __shared__ StackPlan p;
-  __shared__ __align__(16) float signs[BASE > 1 ? BASE * BASE : 1];
+  char* const first = kept_address(memory);
+  StackFixed& fixed = *reinterpret_cast<StackFixed*>(first);
+  char* const shared = first + kStackFixedBytes;
+  const StackPlan& p = params.plan;
+  StackBarriers& barriers = fixed.barriers;
 #pragma unroll 1
   for (int i = threadIdx.x; i < static_cast<int>(sizeof(StackPlan) / 4); i += kStackThreads)
-    reinterpret_cast<int*>(&p)[i] = reinterpret_cast<const int*>(&params.plan)[i];
+    reinterpret_cast<int*>(&fixed.plan)[i] = reinterpret_cast<const int*>(&p)[i];
   // Numbers that are never copied, of biases that are missing, are zero.
-  const int staged = params.plan.s.head[0];
 #pragma unroll 1
-  for (int i = staged + 4 * threadIdx.x; i < params.plan.s.total; i += 4 * kStackThreads)
-    *reinterpret_cast<int*>(memory + i) = 0;
-  if constexpr (BASE > 1) write_signs<BASE>(signs);
+  for (int i = kStackFixedBytes + p.s.head[0] + 4 * threadIdx.x; i < p.s.total; i += 4 * kStackThreads)
+    *reinterpret_cast<int*>(first + i) = 0;
+  if constexpr (BASE > 1) write_signs<BASE>(fixed.signs);
   if (threadIdx.x == 0) {
 #pragma unroll 1
-    for (int i = 0; i < params.plan.s.slots; ++i) {
+    for (int i = 0; i < p.s.slots; ++i) {
       barrier_init(&barriers.full[i], kStackStreams);
       barrier_init(&barriers.empty[i], kTeamWarps);
     }
@@ -236,21 +275,20 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
     barrier_init(&barriers.body_staged, kStackStagers);
     barrier_init(&barriers.body_spent, kStackWorkers);
     if constexpr (CLUSTER) {
-      barrier_init(&barriers.turned, params.plan.cluster * kStackWorkers / 32);
-      barrier_init(&barriers.rounded, params.plan.cluster * kStackWorkers / 32);
+      barrier_init(&barriers.turned, p.cluster * kStackWorkers / 32);
+      barrier_init(&barriers.rounded, p.cluster * kStackWorkers / 32);
     }
     barriers_ready();
+    fixed.share = StackShare(p);
   }
-  __shared__ StackShare share;
-  if (threadIdx.x == 0) share = StackShare(params.plan);
   __syncthreads();
   if constexpr (CLUSTER) cluster_sync();
   if (threadIdx.x < kStackWorkers) {
-    work<BASE, CLUSTER>(p, params.block, share, signs, memory, barriers);
+    work<BASE, CLUSTER>(p, fixed, shared);
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {
-    stage_blocks(p, params.block, share, memory, barriers);
+    stage_blocks(fixed.plan, params.block, fixed.share, shared, barriers);
   } else {
-    stream_weights(p, params.block, share, memory, barriers);
+    stream_weights(fixed.plan, params.block, fixed.share, shared, barriers);
   }
 }
 

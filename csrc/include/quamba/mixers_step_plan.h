@@ -10,7 +10,7 @@
 namespace quamba {
 
 constexpr int kStackLeastSlots = 4;
-constexpr int kStackStaticBytes = 4096;  // of shared memory, for the barriers, the plan and the signs of a base matrix
+constexpr int kStackWorkersOfColumns = 256;  // of a shared transform, at most: a worker has one
 
 // The largest width of a copy, in bytes, that divides them all.
 inline int copy_width(int bits) { return bits % 16 == 0 ? 16 : bits % 8 == 0 ? 8 : 4; }
@@ -69,9 +69,13 @@ inline StackSizes plan_fields(StackPlan* p, const int* aligned_to) {
   return at;
 }
 
+// Whether thread blocks can share a transform: each takes some columns of the (base, power) matrix, then some of its
+// rows.
+inline bool can_share_transform(const StackPlan& p) { return p.base > 1 && p.power <= kStackWorkersOfColumns; }
+
 // Whether the transform's memory serves the other parts of a block between transforms. Where thread blocks write into
 // each other's they do not know of what else is in it.
-inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistributed; }
+inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistributed && !can_share_transform(p); }
 
 inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const StackFormat& f = p->f;
@@ -88,9 +92,7 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const int act = take(tokens * std::max(operand_pitch(f.model), operand_pitch(f.inner)));
   const int acc = take(4 * kAccPitch * std::max(round_up(2 * p->channels, 16), round_up(p->rows, 16)));
   const int scratch = tokens * (sums * 4 + p->channels * 5 + f.rank);
-  // A row, with padded_index; the norm's weight is behind that of the residual stream.
-  const int padded = round_up(4 * (f.model + f.model / 16), 16), inner = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;
-  const int row = std::max(inner, padded + size_of(f.norm_weight) * f.model);
+  const int row = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;  // with padded_index
   const int raw = take(shares_memory(*p) ? std::max(scratch, row) : row), own = shares_memory(*p) ? raw : take(scratch);
   const int kept = take(tokens * p->rows * 4);
   const int first = take(sizes.head), second = take(sizes.head), body = take(sizes.body);
@@ -100,15 +102,15 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   for (int columns = kSlotColumns; columns >= 256 && (columns >= 1280 || s.slots == 0); columns /= 2) {
     const int bytes = kTileWeightRows * std::max(operand_pitch(slot_columns(f.model, columns)),
                                                  operand_pitch(slot_columns(f.inner, columns)));
-    const int slots = std::min((available - kStackStaticBytes - at) / bytes, kStackSlots);
+    const int slots = std::min((available - kStackFixedBytes - at) / bytes, kStackSlots);
     if (slots >= kStackLeastSlots && slots * bytes > s.slots * s.slot_bytes)
       s.slots = slots, s.slot_bytes = bytes, s.slot_columns = columns;
   }
   const int ring = s.slots * s.slot_bytes;
   s.act = ring + act, s.acc = ring + acc, s.raw = ring + raw, s.kept = ring + kept;
-  s.norm_weight = s.raw + padded, s.scratch = ring + own;
+  s.scratch = ring + own;
   s.head[0] = ring + first, s.head[1] = ring + second, s.body = ring + body;
-  s.total = ring + at;
+  s.total = kStackFixedBytes + ring + at;
 }
 
 // The transform's order, power times the base matrix's, as quamba.hadamard.decompose finds it.
@@ -153,10 +155,9 @@ inline int plan_flight(const StackShared& s, int bytes) {
   return std::min(std::max(bytes / s.slot_bytes, 2), s.slots % kTeams == 0 ? s.slots : s.slots - kTeams);
 }
 
-// How many thread blocks share a transform, 1, 2 or 4, at most `most`: each takes some columns of the (base, power)
-// matrix, then some of its rows.
+// How many thread blocks share a transform, 1, 2 or 4, at most `most`.
 inline int plan_cluster(const StackPlan& p, int most) {
-  int cluster = p.base > 1 && p.power <= 256 && p.tokens < kStackDistributed && most > 1 ? (most < 4 ? 2 : 4) : 1;
+  int cluster = can_share_transform(p) && most > 1 ? (most < 4 ? 2 : 4) : 1;
   while (cluster > 1 && (p.grid % cluster || p.base % cluster || p.power / cluster < 16)) cluster /= 2;
   return cluster;
 }

@@ -20,7 +20,7 @@ __device__ __forceinline__ void fetch_operand(const StackPlan& p, int columns, c
     int4 v[kBatch];
 #pragma unroll
     for (int u = 0; u < kBatch; ++u)
-      if (i0 + u * kStackWorkers < count) v[u] = __ldcg(from + i0 + u * kStackWorkers);
+      v[u] = i0 + u * kStackWorkers < count ? __ldcg(from + i0 + u * kStackWorkers) : make_int4(0, 0, 0, 0);
 #pragma unroll
     for (int u = 0; u < kBatch; ++u) {
       const int i = i0 + u * kStackWorkers, m = over_pieces.of(i);
@@ -31,6 +31,7 @@ __device__ __forceinline__ void fetch_operand(const StackPlan& p, int columns, c
 
 // The columns between the last and the next multiple of 64 meet bytes of the ring that mean nothing.
 __device__ __forceinline__ void clear_tail(const StackPlan& p, int columns, char* act) {
+  if (columns % 64 == 0) return;
   const int m = threadIdx.x / 4, column = columns + threadIdx.x % 4 * 16;
   if (m < p.tokens && column < round_up(columns, 64))
     *reinterpret_cast<int4*>(act + m * operand_pitch(columns) + column) = make_int4(0, 0, 0, 0);

@@ -5,9 +5,11 @@
 
 namespace quamba {
 
-__device__ __forceinline__ int8_t byte_of(float v, float scale) {
-  return static_cast<int8_t>(round_to_byte(divide(v, scale, reciprocal_approx(scale))) & 0xff);
+__device__ __forceinline__ int8_t byte_of(float v, float scale, float inverse) {
+  return static_cast<int8_t>(round_to_byte(divide(v, scale, inverse)) & 0xff);
 }
+
+__device__ __forceinline__ int8_t byte_of(float v, float scale) { return byte_of(v, scale, reciprocal_approx(scale)); }
 
 // Of one thread block, between the parts of a block of the stack.
 struct StackScratch {
@@ -25,34 +27,59 @@ __device__ __forceinline__ uint32_t first_window(const StackPlan& p, const Stack
   return __ldcg(reinterpret_cast<const unsigned*>(numbers.block().conv_state + m * p.f.conv_batch) + share.channel + c);
 }
 
+// What the convolution needs of a channel beside the sums: a worker reads its first channel's before it waits for them.
+struct StackInput {
+  float x_factor, x_bias, x_scale, x_inverse, z_factor, z_bias, z_scale, z_inverse, taps_factor, taps_bias, out_inverse;
+  uint32_t taps;  // where K is 4
+};
+
+__device__ __forceinline__ StackInput input_of(const StackPlan& p, const StackShare& share, const StackNumbers& numbers,
+                                               int i) {
+  if (i >= p.tokens * share.channels) return {};
+  const int m = share.over_channels.of(i), c = i - m * share.channels;
+  const float* const number = numbers.channel(c);
+  const float u_scale = numbers.one(kUScale);
+  return {__fmul_rn(u_scale, number[kInX]),
+          number[kBiasX],
+          number[kScaleX],
+          reciprocal_approx(number[kScaleX]),
+          __fmul_rn(u_scale, number[kInZ]),
+          number[kBiasZ],
+          number[kScaleZ],
+          reciprocal_approx(number[kScaleZ]),
+          number[kScaleX] * number[kConvScale],
+          number[kConvBias],
+          reciprocal_approx(number[kXScale]),
+          p.f.width == 4 ? reinterpret_cast<const uint32_t*>(numbers.taps())[c] : 0};
+}
+
 // x0 and z from their sums, the convolution, x.
 __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& share, const StackNumbers& numbers,
-                                         uint32_t first_state, int* acc, const StackScratch& scratch) {
+                                         uint32_t first_state, StackInput in, int* acc, const StackScratch& scratch) {
   const int width = p.f.width;
   const int8_t* const taps = numbers.taps();
-  const float u_scale = numbers.one(kUScale);
 #pragma unroll 1
   for (int i = threadIdx.x; i < p.tokens * share.channels; i += kStackWorkers) {
     const int m = share.over_channels.of(i), c = i - m * share.channels;
-    const float* const number = numbers.channel(c);
+    const int x_sum = take(acc + c * kAccPitch + m), z_sum = take(acc + (share.channels + c) * kAccPitch + m);
     int8_t* const state =
         numbers.block().conv_state + m * p.f.conv_batch + static_cast<int64_t>(share.channel + c) * width;
-    const uint32_t before =
-        i == threadIdx.x || width != 4 ? first_state : __ldcg(reinterpret_cast<const unsigned*>(state));
-    const int x_sum = take(acc + c * kAccPitch + m), z_sum = take(acc + (share.channels + c) * kAccPitch + m);
-    const float x0_wide =
-        __fadd_rn(__fmul_rn(static_cast<float>(x_sum), __fmul_rn(u_scale, number[kInX])), number[kBiasX]);
-    const float z_wide =
-        __fadd_rn(__fmul_rn(static_cast<float>(z_sum), __fmul_rn(u_scale, number[kInZ])), number[kBiasZ]);
-    const int8_t x0 = byte_of(x0_wide, number[kScaleX]);
-    scratch.z[m * p.channels + c] = static_cast<float>(byte_of(z_wide, number[kScaleZ])) * number[kScaleZ];
+    uint32_t before = first_state;
+    if (i != threadIdx.x) {
+      in = input_of(p, share, numbers, i);
+      if (width == 4) before = __ldcg(reinterpret_cast<const unsigned*>(state));
+    }
+    const float x0_wide = __fadd_rn(__fmul_rn(static_cast<float>(x_sum), in.x_factor), in.x_bias);
+    const float z_wide = __fadd_rn(__fmul_rn(static_cast<float>(z_sum), in.z_factor), in.z_bias);
+    const int8_t x0 = byte_of(x0_wide, in.x_scale, in.x_inverse);
+    scratch.z[m * p.channels + c] = static_cast<float>(byte_of(z_wide, in.z_scale, in.z_inverse)) * in.z_scale;
     float sum = 0.0f;
     if (width == 4) {
       const uint32_t word = __byte_perm(before, static_cast<uint8_t>(x0), 0x4321);
       __stcg(reinterpret_cast<unsigned*>(state), word);
       float window[4], weight[4];
       unpack_bytes(word, window);
-      unpack_bytes(reinterpret_cast<const uint32_t*>(taps)[c], weight);
+      unpack_bytes(in.taps, weight);
 #pragma unroll
       for (int k = 0; k < 4; ++k) sum = fmaf(weight[k], window[k], sum);
     } else {
@@ -63,9 +90,8 @@ __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& s
         sum = fmaf(static_cast<float>(taps[c * width + k]), static_cast<float>(value), sum);
       }
     }
-    const float y = silu(fmaf(sum, number[kScaleX] * number[kConvScale], number[kConvBias]));
-    scratch.x[m * p.channels + c] =
-        static_cast<int8_t>(round_to_byte(y * reciprocal_approx(number[kXScale])) & 0xff);
+    const float y = silu(fmaf(sum, in.taps_factor, in.taps_bias));
+    scratch.x[m * p.channels + c] = static_cast<int8_t>(round_to_byte(y * in.out_inverse) & 0xff);
   }
 }
 
@@ -91,46 +117,48 @@ __device__ __forceinline__ void split_sums(const StackPlan& p, int l, const Stac
                                            const StackScratch& scratch) {
   const int rank = p.f.rank, size = p.f.states, sums = p.over_sums.by, count = p.tokens * sums;
   const unsigned long long* const from = p.dbc + static_cast<int64_t>(l) * kSumSpread * p.tokens * sums;
-  const auto put = [&](int m, int r, float v) {
-    const float scale = numbers.sum(r)[1];
-    const int8_t byte = byte_of(v, scale);
+  const auto put = [&](int m, int r, float v, float scale, float inverse) {
+    const int8_t byte = byte_of(v, scale, inverse);
     if (r < rank) {
       scratch.d[m * rank + r] = byte;
     } else {
       scratch.bc[m * sums + r] = static_cast<float>(byte) * scale;
     }
   };
-  // A worker waits for some sums and keeps them in shared memory, then goes over them.
+  const float x_scale = numbers.one(kXInScale);
   constexpr int kBatch = 3;
 #pragma unroll 1
   for (int i0 = threadIdx.x; i0 < count; i0 += kBatch * kStackWorkers) {
+    int place[kBatch] = {}, row[kBatch] = {};
+    float factor[kBatch] = {}, scale[kBatch] = {}, inverse[kBatch] = {};
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u)
+      if (const int i = i0 + u * kStackWorkers; i < count) {
+        place[u] = p.over_sums.of(i), row[u] = i - place[u] * sums;
+        const float* const number = numbers.sum(row[u]);
+        factor[u] = __fmul_rn(x_scale, number[0]), scale[u] = number[1], inverse[u] = reciprocal_approx(number[1]);
+      }
+    unsigned long long words[kBatch] = {};
     unsigned missing = (1u << min(kBatch, divide_up(count - i0, kStackWorkers))) - 1;
 #pragma unroll 1
     do {
-      unsigned long long words[kBatch];
 #pragma unroll
       for (int u = 0; u < kBatch; ++u)
-        if (missing >> u & 1) words[u] = load_tagged(from + sum_place(i0) + u * sum_place(kStackWorkers));
+        if (missing >> u & 1) words[u] = load_counted(from + sum_place(i0) + u * sum_place(kStackWorkers));
+      unsigned found = 0;
 #pragma unroll
-      for (int u = 0; u < kBatch; ++u) {
-        int sum;
-        if ((missing >> u & 1) && complete(words[u], p.grid, &sum)) {
-          scratch.bc[i0 + u * kStackWorkers] = __int_as_float(sum);
-          missing ^= 1u << u;
-        }
-      }
+      for (int u = 0; u < kBatch; ++u) found |= complete(words[u], p.grid) ? 1u << u : 0;
+      missing &= ~found;
     } while (missing != 0);
-  }
-  const float x_scale = numbers.one(kXInScale);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < count; i += kStackWorkers) {
-    const int m = p.over_sums.of(i), r = i - m * sums;
-    const float v =
-        __fmul_rn(static_cast<float>(__float_as_int(scratch.bc[i])), __fmul_rn(x_scale, numbers.sum(r)[0]));
-    if (p.f.norm_dbc) {
-      scratch.bc[i] = v;
-    } else {
-      put(m, r, v);
+#pragma unroll
+    for (int u = 0; u < kBatch; ++u) {
+      if (i0 + u * kStackWorkers >= count) break;
+      const float v = __fmul_rn(static_cast<float>(sum_of(words[u], p.grid)), factor[u]);
+      if (p.f.norm_dbc) {
+        scratch.bc[i0 + u * kStackWorkers] = v;
+      } else {
+        put(place[u], row[u], v, scale[u], inverse[u]);
+      }
     }
   }
   team_sync();
@@ -154,7 +182,7 @@ __device__ __forceinline__ void split_sums(const StackPlan& p, int l, const Stac
     for (int r = begin + lane; r < end; r += 32) {
       float v = scratch.bc[m * sums + r] * factor;
       if (p.f.has_norms) v *= numbers.sum(r)[2];
-      put(m, r, v);
+      put(m, r, v, numbers.sum(r)[1], reciprocal_approx(numbers.sum(r)[1]));
     }
   }
   team_sync();
@@ -187,19 +215,35 @@ __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare
         numbers.block().ssm_state + m * p.f.ssm_batch + static_cast<int64_t>(share.channel + c) * size;
     const float* const A = numbers.A() + c * size;
     const float* const number = numbers.channel(c);
-    float4 h = ahead, a = *reinterpret_cast<const float4*>(A + (4 * j < size ? 4 * j : 0));
+    // As the exponent needs it.
+    const auto decay = [&](int n) {
+      const float4 a = *reinterpret_cast<const float4*>(A + n);
+      return make_float4(a.x * kLog2E, a.y * kLog2E, a.z * kLog2E, a.w * kLog2E);
+    };
+    float4 h = ahead, a = decay(4 * j < size ? 4 * j : 0);
+    if (i0 + kStackWorkers / 4 < channels) ahead = state_piece(p, share, numbers, i + kStackWorkers / 4);
     const float x = static_cast<float>(scratch.x[m * p.channels + c]) * number[kScanScale];
     const float gate = silu(scratch.z[m * p.channels + c]);
     const float dt_scale = p.f.has_dt_scale ? number[kDtScale] : 1.0f, dt_bias = number[kDtBias];
     const float sum_scale = __fmul_rn(numbers.sum(0)[1], number[kDtWeightScale]), skip = number[kSkip];
-    if (i0 == 0) split_sums(p, l, numbers, scratch);
-    ahead = state_piece(p, share, numbers, i + kStackWorkers / 4);
-
     const int* const d = reinterpret_cast<const int*>(scratch.d + m * rank);
     const int* const dt_weight = numbers.dt_weight() + c * words;
-    int sum = 0;
-#pragma unroll 3
-    for (int w = j; w < words; w += 4) sum = __dp4a(dt_weight[w], d[w], sum);
+    // The first of the lane's weights, all of them in the models with this base matrix.
+    constexpr int kAhead = BASE == 12 ? 3 : 10;
+    int first_weights[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) first_weights[u] = j + 4 * u < words ? dt_weight[j + 4 * u] : 0;
+    const int64_t at = static_cast<int64_t>(m) * p.f.inner + share.channel + c;
+    unsigned* const to = p.g + turn(l, p.tokens * p.f.inner) + at;
+    if (i0 == 0) split_sums(p, l, numbers, scratch);
+
+    int even = 0, odd = 0;
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u)
+      if (j + 4 * u < words) (u % 2 ? odd : even) = __dp4a(first_weights[u], d[j + 4 * u], u % 2 ? odd : even);
+#pragma unroll 1
+    for (int w = j + 4 * kAhead; w < words; w += 4) even = __dp4a(dt_weight[w], d[w], even);
+    int sum = even + odd;
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     float dt = __fmul_rn(static_cast<float>(sum), sum_scale);
@@ -213,24 +257,23 @@ __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare
       if (n >= size) continue;
       if (n0 > 0) {
         h = __ldcg(reinterpret_cast<const float4*>(state + n));
-        a = *reinterpret_cast<const float4*>(A + n);
+        a = decay(n);
       }
       const float* const bc = scratch.bc + m * sums + rank + n;
       const float4 B = *reinterpret_cast<const float4*>(bc), C = *reinterpret_cast<const float4*>(bc + size);
-      h.x = fmaf(exp2_approx(dt * (a.x * kLog2E)), h.x, dtx * B.x);
-      h.y = fmaf(exp2_approx(dt * (a.y * kLog2E)), h.y, dtx * B.y);
-      h.z = fmaf(exp2_approx(dt * (a.z * kLog2E)), h.z, dtx * B.z);
-      h.w = fmaf(exp2_approx(dt * (a.w * kLog2E)), h.w, dtx * B.w);
+      h.x = fmaf(exp2_approx(dt * a.x), h.x, dtx * B.x);
+      h.y = fmaf(exp2_approx(dt * a.y), h.y, dtx * B.y);
+      h.z = fmaf(exp2_approx(dt * a.z), h.z, dtx * B.z);
+      h.w = fmaf(exp2_approx(dt * a.w), h.w, dtx * B.w);
       if (live) __stcg(reinterpret_cast<float4*>(state + n), h);
       y = fmaf(h.x, C.x, fmaf(h.y, C.y, fmaf(h.z, C.z, fmaf(h.w, C.w, y))));
     }
     y += __shfl_xor_sync(0xffffffffu, y, 1);
     y += __shfl_xor_sync(0xffffffffu, y, 2);
     y = fmaf(skip, x, y) * gate;
-    const int64_t at = static_cast<int64_t>(m) * p.f.inner + share.channel + c;
     if (live && j == 0) {
       if constexpr (BASE > 0) {
-        store_tagged(p.g + at, y, l + 1);
+        publish(to, y);
       } else {
         p.bytes[at] = byte_of(y, numbers.one(kGScale));
       }

@@ -1,5 +1,5 @@
-// mixers_step: how thread blocks wait for each other. Numbers that all need travel with a tag in the same word; what
-// has no room for one takes a barrier.
+// mixers_step: how thread blocks wait for each other: for the numbers themselves, which come into places that were zero,
+// or for sums that count what was added; bytes take a barrier.
 #pragma once
 
 #include "quamba/hadamard_quant.cuh"
@@ -32,62 +32,71 @@ class StackGrid {
   unsigned goal_ = 0, grid_;
 };
 
-__device__ __forceinline__ unsigned long long load_tagged(const unsigned long long* from) {
+__device__ __forceinline__ unsigned long long load_counted(const unsigned long long* from) {
   unsigned long long word;
   asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(word) : "l"(from) : "memory");
   return word;
 }
 
-__device__ __forceinline__ void store_tagged(unsigned long long* to, float v, unsigned tag) {
-  const unsigned long long word = static_cast<unsigned long long>(tag) << 32 | __float_as_uint(v);
-  asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(to), "l"(word) : "memory");
+// A number for all thread blocks, which wait for its word to be another one than zero. Zero itself goes as the negative
+// one, of which the same bytes come.
+__device__ __forceinline__ void publish(unsigned* to, float v) {
+  const unsigned bits = __float_as_uint(v);
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(bits == 0 ? 0x80000000u : bits) : "memory");
 }
 
-__device__ __forceinline__ bool arrived(unsigned long long word, unsigned tag, float* v) {
-  *v = __uint_as_float(static_cast<unsigned>(word));
-  return static_cast<unsigned>(word >> 32) == tag;
+// Four neighbours; each of them is there or zero.
+__device__ __forceinline__ uint4 load_published(const unsigned* from) {
+  uint4 words;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from)
+               : "memory");
+  return words;
 }
 
-// Two neighbours at a time; each is whole, and has a tag of its own.
-__device__ __forceinline__ void load_tagged2(const unsigned long long* from, unsigned long long* words) {
-  asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(words[0]), "=l"(words[1]) : "l"(from) : "memory");
+__device__ __forceinline__ bool arrived(uint4 words) { return min(min(words.x, words.y), min(words.z, words.w)) != 0; }
+
+__device__ __forceinline__ void put(float* to, uint4 words) {
+  to[0] = __uint_as_float(words.x), to[1] = __uint_as_float(words.y);
+  to[2] = __uint_as_float(words.z), to[3] = __uint_as_float(words.w);
 }
 
-// `count` tagged numbers, a multiple of 4, to padded_index of `to`: four neighbours at a time, worker by worker, so
-// that a worker can read what it fetched. While some are missing, only those are asked for again: waiting burdens the
-// memory.
+// BATCH times four published numbers of a worker, of which it has `fours`, STEP numbers apart. While some are missing,
+// only those are asked for again: waiting burdens the memory.
 template <int BATCH>
-__device__ __forceinline__ void fetch_tagged(const unsigned long long* from, int count, unsigned tag, float* to) {
+__device__ __forceinline__ void await(const unsigned* from, int step, int fours, uint4 (&words)[BATCH]) {
+  unsigned missing = (1u << max(0, min(BATCH, fours))) - 1;
+  // Without this the registers would have to keep what they held before, all the time.
+#pragma unroll
+  for (int u = 0; u < BATCH; ++u) words[u] = make_uint4(0, 0, 0, 0);
+#pragma unroll 1
+  while (missing != 0) {
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u)
+      if (missing >> u & 1) words[u] = load_published(from + u * step);
+    // All are looked at, whatever is missing: conditions here would put each load behind the one before.
+    unsigned found = 0;
+#pragma unroll
+    for (int u = 0; u < BATCH; ++u) found |= arrived(words[u]) ? 1u << u : 0;
+    missing &= ~found;
+  }
+}
+
+// `count` published numbers, a multiple of 4, to padded_index of `to`: four neighbours at a time.
+template <int BATCH>
+__device__ __forceinline__ void fetch_row(const unsigned* from, int count, float* to) {
   constexpr int kNext = 4 * kStackWorkers, kNextPadded = kNext + kNext / 16;
   static_assert(kNext % 16 == 0, "kNextPadded is what padded_index adds for kNext");
   from += 4 * threadIdx.x, to += padded_index(4 * threadIdx.x);
-  int left = count - 4 * static_cast<int>(threadIdx.x);
-  // A warp's lanes stay together, also those that have nothing.
 #pragma unroll 1
-  for (; __any_sync(0xffffffffu, left > 0); left -= BATCH * kNext) {
-    unsigned missing = (1u << max(0, min(BATCH, divide_up(left, kNext)))) - 1;
-    do {
-      unsigned long long words[BATCH][4];
+  for (int left = count - 4 * static_cast<int>(threadIdx.x); left > 0; left -= BATCH * kNext) {
+    const int fours = divide_up(left, kNext);
+    uint4 words[BATCH];
+    await<BATCH>(from, kNext, fours, words);
 #pragma unroll
-      for (int u = 0; u < BATCH; ++u)
-        if (missing >> u & 1) {
-          load_tagged2(from + u * kNext, words[u]);
-          load_tagged2(from + u * kNext + 2, words[u] + 2);
-        }
-#pragma unroll
-      for (int u = 0; u < BATCH; ++u)
-        if (missing >> u & 1) {
-          float v[4];
-          bool there = true;
-#pragma unroll
-          for (int k = 0; k < 4; ++k) there &= arrived(words[u][k], tag, &v[k]);
-          if (there) {
-#pragma unroll
-            for (int k = 0; k < 4; ++k) to[u * kNextPadded + k] = v[k];
-            missing ^= 1u << u;
-          }
-        }
-    } while (__any_sync(0xffffffffu, missing != 0));
+    for (int u = 0; u < BATCH; ++u)
+      if (u < fours) put(to + u * kNextPadded, words[u]);
     from += BATCH * kNext, to += BATCH * kNextPadded;
   }
 }
@@ -101,9 +110,12 @@ __device__ __forceinline__ void add_counted(unsigned long long* to, int v) {
   atomicAdd(to, (1ULL << kSumBits) + static_cast<unsigned long long>(v + kSumShift));
 }
 
-__device__ __forceinline__ bool complete(unsigned long long word, int grid, int* sum) {
-  *sum = static_cast<int>(static_cast<long long>(word & ((1ULL << kSumBits) - 1)) - grid * kSumShift);
+__device__ __forceinline__ bool complete(unsigned long long word, int grid) {
   return static_cast<int>(word >> kSumBits) == grid;
+}
+
+__device__ __forceinline__ int sum_of(unsigned long long word, int grid) {
+  return static_cast<int>(static_cast<long long>(word & ((1ULL << kSumBits) - 1)) - grid * kSumShift);
 }
 
 }  // namespace quamba

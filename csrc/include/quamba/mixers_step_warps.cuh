@@ -11,6 +11,14 @@ constexpr int kStackWorkers = 256, kStackStagers = 64, kStackStreams = 2;  // th
 constexpr int kStackThreads = kStackWorkers + kStackStagers + 32 * kStackStreams;
 constexpr int kTeamWarps = kStackWorkers / 32 / kTeams;
 
+// All of a thread block's numbers fit one register's address: the compiler would otherwise work out where shared memory
+// begins at every use, from a special register, some fifty cycles each.
+__device__ __forceinline__ char* kept_address(char* memory) {
+  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+  asm volatile("" : "+r"(address));
+  return static_cast<char*>(__cvta_shared_to_generic(address));
+}
+
 struct StackBarriers {
   uint64_t full[kStackSlots], empty[kStackSlots];
   uint64_t staged[2], spent[2], body_staged, body_spent;  // of the heads, of the body
@@ -56,11 +64,19 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, int parity) {
       : "memory");
 }
 
-__device__ __forceinline__ void copy_row(void* to, const void* from, int bytes, uint64_t* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
+// Of what is read once a step: it leaves the second-level cache before what is read again sooner, the states among it.
+__device__ __forceinline__ uint64_t leaves_first() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ void copy_row(void* to, const void* from, int bytes, uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
 }
 
 __device__ __forceinline__ unsigned cycles() {
@@ -116,6 +132,17 @@ struct StackShare {
   }
 };
 
+// What a thread block has in front of the ring.
+struct StackFixed {
+  float signs[20 * 20];                // of the base matrix
+  float partial[kStackWorkers / 32];   // of a sum over the workers
+  StackBarriers barriers;
+  StackShare share;
+  StackPlan plan;  // for those who only fetch: constants are many there, and rare
+};
+
+static_assert(sizeof(StackFixed) <= kStackFixedBytes, "the ring begins behind it");
+
 // A warp issues copies one lane after the other, sixty cycles each, so that two share the rows of a slot. Not inline,
 // as stage_blocks: the workers would lose registers.
 static __device__ __noinline__ void stream_weights(const StackPlan& p, const StackBlock* blocks,
@@ -124,6 +151,7 @@ static __device__ __noinline__ void stream_weights(const StackPlan& p, const Sta
   const int slots = p.s.slots, slot_bytes = p.s.slot_bytes, flight = p.flight;
   int slot = 0, round = 0, late = 0, late_round = 0, issued = 0;
   const unsigned pace = p.pace;
+  const uint64_t policy = leaves_first();
   unsigned last = cycles() - pace;
   // Asked for half a block ahead: a constant that is read once comes from far.
   const int8_t* ahead = blocks[0].in_weight;
@@ -157,7 +185,7 @@ static __device__ __noinline__ void stream_weights(const StackPlan& p, const Sta
         last = cycles();
         if (lane == 0) barrier_expect(&barriers.full[slot], copies * bytes);
         __syncwarp();
-        if (own < rows) copy_row(to + slot * slot_bytes, from + column, bytes, &barriers.full[slot]);
+        if (own < rows) copy_row(to + slot * slot_bytes, from + column, bytes, &barriers.full[slot], policy);
         ++issued;
         if (++slot == slots) slot = 0, ++round;
       }
@@ -176,8 +204,8 @@ __device__ __forceinline__ void copy_piece(char* to, const char* from, int width
   }
 }
 
-// Waits for the thread's own copies.
-__device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Where the numbers begin that are published for block `l` of the stack, which are `count`.
+__device__ __forceinline__ int turn(int l, int count) { return l % kStackTurns * count; }
 
 // Not inline: the workers would lose registers.
 static __device__ __noinline__ void stage_blocks(const StackPlan& p, const StackBlock* blocks,
@@ -214,6 +242,10 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
           copy_piece(to + copy.to + i * copy.step, from + begin + i * copy.from_step, copy.width);
       }
     };
+    const int norm_lines = divide_up(f.model * size_of(f.norm_weight), 128);
+#pragma unroll 1
+    for (int i = blockIdx.x + thread * p.grid; i < norm_lines; i += kStackStagers * p.grid)
+      prefetch_line(static_cast<const char*>(b.field[kNormWeight]) + 128 * i);
     barrier_wait(&barriers.spent[l & 1], ((l >> 1) & 1) ^ 1);
     char* const head = shared + p.s.head[l & 1];
     int* const block = reinterpret_cast<int*>(head + p.s.block);
@@ -221,6 +253,19 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
     for (int i = thread; i < static_cast<int>(sizeof(StackBlock) / 4); i += kStackStagers)
       block[i] = reinterpret_cast<const int*>(&b)[i];
     copy_fields(head, true);
+    // What the workers will publish in this block of the stack goes where block l - 4's g was, and block l - 3's residual
+    // stream: all have read these, as they all contributed to what the workers of block l - 2 needed. All will see them
+    // cleared before they wait for the new ones, as they need other things of this block before.
+#pragma unroll 1
+    for (int m = 0; m < p.tokens; ++m) {
+#pragma unroll 1
+      for (int i = thread; i < count; i += kStackStagers)
+        p.g[turn(l, p.tokens * f.inner) + m * f.inner + share.channel + i] = 0;
+#pragma unroll 1
+      for (int i = thread; i < share.rows; i += kStackStagers)
+        p.residual[turn(l + 1, p.tokens * f.model) + m * f.model + share.row + i] = 0;
+    }
+    __threadfence();
     barrier_arrive(&barriers.staged[l & 1]);
     barrier_arrive_copied(&barriers.staged[l & 1]);
 
