@@ -36,11 +36,11 @@ void decompose(int64_t size, HadamardParams* p) {
   }
 }
 
-// Whether hadamard_rows_kernel takes it, and there are rows enough that its blocks of few threads fill the device. For
-// measurements, QUAMBA_HADAMARD_ROWS=0 leaves all to the kernel of a block a row.
+// Whether hadamard_rows_kernel takes it, and there are rows enough that each of its blocks has several. For measurements,
+// QUAMBA_HADAMARD_ROWS=0 leaves all to the kernel of a block a row.
 bool of_many_rows(const HadamardParams& p, int64_t rows, Type type, bool quantize, int processors) {
   static const char* const wanted = std::getenv("QUAMBA_HADAMARD_ROWS");
-  return quantize && rows >= 2 * processors && has_rows_kernel(p.base, p.log_power) && p.blocks == 1 &&
+  return quantize && rows >= 8 * processors && has_rows_kernel(p.base, p.log_power) && p.blocks == 1 &&
          size_of(type) == 2 && p.vector_in && p.vector_out && (p.scale.stride == 0 || p.vector_scale) &&
          (wanted == nullptr || std::strcmp(wanted, "0") != 0);
 }
