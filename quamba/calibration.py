@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quamba import numerics
-from quamba.data import Batch
+from quamba.data import Batch, vocabulary
 from quamba.errors import CalibrationError
 from quamba.models.adapter import Adapter
 from quamba.nn.mixer import Mixer
@@ -123,6 +123,39 @@ def collect(
         see=lambda address, values: statistics.update(address, plan[address], values),
     )
     return statistics
+
+
+def cover_vocabulary(
+    alphas: Mapping[str, Tensor],
+    *,
+    model: nn.Module,
+    adapter: Adapter,
+    mixers: Mapping[int, Mixer],
+    plan: Plan,
+    show: bool | None = None,
+    head_divisor: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The magnitudes, none below the largest over the vocabulary where its spec asks for that.
+
+    In the first block this is all that x0 and z can ever be: they depend on one token each. Further on, and for what
+    the convolution mixes, it is a sample of what rare tokens do.
+
+    Args:
+        alphas: of the planned addresses.
+        model, adapter, mixers, plan, show, head_divisor: as for `collect`.
+
+    Raises:
+        CalibrationError: as `collect`.
+    """
+    covered = {address: spec for address, spec in plan.items() if spec.vocabulary}
+    if not covered:
+        return dict(alphas)
+    table: Any = model.get_submodule(adapter.embedding(model)).weight
+    statistics = collect(
+        model=model, adapter=adapter, mixers=mixers, plan=covered, batches=vocabulary(len(table), device=table.device),
+        description="vocabulary", show=show, head_divisor=head_divisor,
+    )  # fmt: skip
+    return {**alphas, **{a: torch.maximum(alphas[a], statistics.alpha(a)) for a in covered}}
 
 
 def _run(

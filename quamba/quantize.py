@@ -127,7 +127,8 @@ def _adjusted(recipe: Recipe, *, percentile: float | str | None, keep: Iterable[
         if percentile == "search" and recipe.simulated:
             raise RecipeError(f"found percentile='search' for {recipe.label!r}; expected a fraction for a simulation")
         level = search.CANDIDATES[-1] if percentile == "search" else float(percentile)
-        adjusted = replace(spec, observer="percentile", percentile=level)
+        # A clip that was asked for is not undone by rare tokens.
+        adjusted = replace(spec, observer="percentile", percentile=level, vocabulary=False)
         recipe = replace(recipe, activations={**recipe.activations, "x": adjusted})
     if isinstance(keep, str):
         raise RecipeError(f"found keep={keep!r}; expected a list of globs, such as [{keep!r}]")
@@ -162,7 +163,10 @@ def _convert(
             model=model, adapter=adapter, mixers=mixers, plan=plan, batches=data,
             description="calibrating", total=data.total, show=progress, head_divisor=head_divisor,
         )  # fmt: skip
-    alphas = statistics.alphas(plan)
+    alphas = calibration.cover_vocabulary(
+        statistics.alphas(plan), model=model, adapter=adapter, mixers=mixers, plan=plan, show=progress,
+        head_divisor=head_divisor,
+    )  # fmt: skip
 
     def measure(alphas: dict[str, Tensor]) -> dict[str, SiteStatistics]:
         if data is None or not alphas:

@@ -56,6 +56,9 @@ class QuantSpec:
             rounded in a float model, to tell what such a format would cost in accuracy.
         headroom: the observer's magnitude times this, at least 1: room for values larger than any in calibration.
             1 where there is nothing to observe: per token and for weights.
+        vocabulary: the magnitude is no less than the largest over the model's whole vocabulary, which calibration reads
+            once more in random order: text of another kind brings tokens that the calibration data lacks. For
+            activations with the observer "absmax" and static scales alone.
     """
 
     granularity: str = "tensor"
@@ -63,6 +66,7 @@ class QuantSpec:
     percentile: float | None = None
     bits: int = 8
     headroom: float = 1.0
+    vocabulary: bool = False
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -86,6 +90,13 @@ class QuantSpec:
             raise RecipeError(f"found headroom {self.headroom!r} with granularity 'token'; expected 1")
         if self.granularity == "token" and self.observer != "absmax":
             raise RecipeError(f"found observer {self.observer!r} with granularity 'token'; expected 'absmax'")
+        if type(self.vocabulary) is not bool:
+            raise RecipeError(f"found vocabulary {self.vocabulary!r}; expected true or false")
+        if self.vocabulary and (self.granularity == "token" or self.observer != "absmax"):
+            raise RecipeError(
+                f"found vocabulary with granularity {self.granularity!r} and observer {self.observer!r}; "
+                "expected a static scale and 'absmax': over the vocabulary nothing is clipped"
+            )
         if self.granularity == "channel" and self.observer == "octav":
             raise RecipeError("found observer 'octav' with granularity 'channel'; expected granularity 'tensor'")
 
@@ -350,6 +361,8 @@ def _check_allowed(site: str, spec: QuantSpec | None, *, where: str) -> None:
         raise RecipeError(f"{where}: found bits {spec.bits} for {site!r}; expected 8: only blocks are simulated")
     if spec.headroom != 1 and site in (*BLOCK_WEIGHTS, "head.weight", "embedding"):
         raise RecipeError(f"{where}: found headroom {spec.headroom!r} for the weight {site!r}; expected 1")
+    if spec.vocabulary and site in (*BLOCK_WEIGHTS, "head.weight", "embedding"):
+        raise RecipeError(f"{where}: found vocabulary for the weight {site!r}; expected it for activations alone")
     if spec.granularity not in _ALLOWED[site]:
         raise RecipeError(
             f"{where}: found granularity {spec.granularity!r} for {site!r}; expected one of {_ALLOWED[site]}"

@@ -82,7 +82,7 @@ def test_the_json_is_plain_data() -> None:
     assert data["steps"] == [{"name": "smooth_input", "alpha": 0.25}]
     assert data["overrides"] == [{"pattern": "head", "spec": None}]
     spec = {"granularity": "tensor", "observer": "absmax", "percentile": None, "bits": 8, "headroom": 1.0}
-    assert data["activations"]["x"] == spec
+    assert data["activations"]["x"] == {**spec, "vocabulary": False}
 
 
 def _edited(edit: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -148,6 +148,10 @@ def test_malformed_json_raises(text: str) -> None:
         ({"headroom": float("nan")}, "found headroom nan; expected a factor"),
         ({"headroom": "1"}, "found headroom '1'; expected a factor"),
         ({"granularity": "token", "headroom": 1.5}, "found headroom 1.5 with granularity 'token'; expected 1"),
+        ({"vocabulary": 1}, "found vocabulary 1; expected true or false"),
+        ({"granularity": "token", "vocabulary": True}, "found vocabulary with granularity 'token' and .* static scale"),
+        ({"observer": "percentile", "percentile": 0.9, "vocabulary": True}, "'percentile'; expected .* 'absmax'"),
+        ({"observer": "octav", "vocabulary": True}, "'octav'; expected a static scale and 'absmax'"),
         ({"bits": 1}, "found bits 1; expected 8"),
         ({"bits": 16}, "found bits 16; expected 8"),
         ({"bits": 4.0}, r"found bits 4\.0; expected 8"),
@@ -351,3 +355,9 @@ def test_the_ends_are_not_simulated(address: str) -> None:
 def test_weights_have_no_headroom(weight: str) -> None:
     with pytest.raises(RecipeError, match=f"found headroom 1.5 for the weight '{weight}'; expected 1"):
         make_recipe(weights={**make_recipe().weights, weight: QuantSpec(headroom=1.5)})
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_weights_do_not_depend_on_the_vocabulary(weight: str) -> None:
+    with pytest.raises(RecipeError, match=f"found vocabulary for the weight '{weight}'; expected it for activations"):
+        make_recipe(weights={**make_recipe().weights, weight: QuantSpec(vocabulary=True)})
