@@ -171,7 +171,9 @@ def vocabulary(size: int, *, device: torch.device | str) -> list[Batch]:
     """Every token of a vocabulary of that size once, in an order that is random but always the same: rows of 512."""
     ids = torch.randperm(size, generator=torch.Generator().manual_seed(0)).to(device)
     whole = size // _VOCABULARY_ROW * _VOCABULARY_ROW
-    parts = [*ids[:whole].view(-1, _VOCABULARY_ROW).split(_GROUP_TOKENS // _VOCABULARY_ROW), ids[None, whole:]]
+    rows, rest = ids[:whole].view(-1, _VOCABULARY_ROW), ids[None, whole:]
+    together = _GROUP_TOKENS // _VOCABULARY_ROW
+    parts = [*(rows[first : first + together] for first in range(0, len(rows), together)), rest]
     return [Batch(part, None) for part in parts if part.numel()]
 
 
