@@ -1,7 +1,7 @@
 """Calibration: run the float model over the data and keep what the observers need, site by site."""
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -214,6 +214,36 @@ def find_transforms(recipe: Recipe, mixers: Mapping[int, Mixer], statistics: Sta
             g_divisor=divisors["g"],
             rotate_g=format.step("rotate_output") is not None,
         )
+    return found
+
+
+@torch.no_grad()
+def reach_channels(
+    recipe: Recipe,
+    mixers: Mapping[int, Mixer],
+    transforms: Mapping[int, Transforms],
+    *,
+    statistics: Statistics,
+    alphas: Mapping[str, Tensor],
+) -> dict[int, Transforms]:
+    """The coordinates in which no channel of u goes further beyond its clip than the step smooth_input says.
+
+    Args:
+        recipe: the recipe.
+        mixers: by layer.
+        transforms: of `find_transforms`.
+        statistics: the channels' magnitudes that those were found from.
+        alphas: clipping magnitude of every static site, in the coordinates of `transforms`. They still hold: the
+            channels that change only come closer.
+    """
+    found = dict(transforms)
+    for layer, mixer in mixers.items():
+        step, address, divisor = recipe.block(layer).step("smooth_input"), f"layers.{layer}.u", found[layer].u_divisor
+        if step is None or step.reach is None or divisor is None or address not in alphas:
+            continue
+        beyond = statistics.alpha(address) / divisor / (step.reach * alphas[address])
+        further = _storable(divisor * beyond, mixer.tensors()["norm.weight"], mixer.config.dtype)
+        found[layer] = replace(found[layer], u_divisor=torch.where(beyond > 1, further, divisor))
     return found
 
 

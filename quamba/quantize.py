@@ -148,14 +148,14 @@ def _convert(
     """Everything that can fail: the new modules, filled, while the model still has its float mixers."""
     plan = calibration.static_plan(recipe, mixers)
     smoothing = calibration.smoothing_plan(recipe, mixers)
-    statistics = calibration.Statistics()
+    ranges = statistics = calibration.Statistics()
     if smoothing and data is not None:
-        statistics = calibration.collect(
+        ranges = calibration.collect(
             model=model, adapter=adapter, mixers=mixers, plan=smoothing, batches=data,
             description="channel ranges", total=data.total, show=progress,
         )  # fmt: skip
-    transforms = calibration.find_transforms(recipe, mixers, statistics)
-    head_divisor = calibration.find_head_divisor(recipe, model=model, adapter=adapter, statistics=statistics)
+    transforms = calibration.find_transforms(recipe, mixers, ranges)
+    head_divisor = calibration.find_head_divisor(recipe, model=model, adapter=adapter, statistics=ranges)
     for layer, mixer in mixers.items():
         mixer.transforms = transforms[layer]
     if plan and data is not None:
@@ -167,6 +167,9 @@ def _convert(
         statistics.alphas(plan), model=model, adapter=adapter, mixers=mixers, plan=plan, show=progress,
         head_divisor=head_divisor,
     )  # fmt: skip
+    transforms = calibration.reach_channels(recipe, mixers, transforms, statistics=ranges, alphas=alphas)
+    for layer, mixer in mixers.items():
+        mixer.transforms = transforms[layer]
 
     def measure(alphas: dict[str, Tensor]) -> dict[str, SiteStatistics]:
         if data is None or not alphas:

@@ -113,10 +113,14 @@ class Step:
     Attributes:
         name: one of STEPS.
         alpha: for the smoothing steps, how much of the activations' range moves to the weights, in [0, 1].
+        reach: for smooth_input, at least 1: a channel of u that went beyond this many times the clip of all of u moves
+            as much more as brings it there. A percentile over all channels does not see one channel that rare
+            tokens drive, and those tokens may be frequent in other text. None leaves such channels clipped.
     """
 
     name: str
     alpha: float | None = None
+    reach: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in STEPS:
@@ -125,6 +129,10 @@ class Step:
             raise RecipeError(f"found step {self.name!r} with alpha {self.alpha!r}; the smoothing steps alone have one")
         if self.alpha is not None and not 0.0 <= self.alpha <= 1.0:
             raise RecipeError(f"found alpha {self.alpha!r} in step {self.name!r}; expected a number in [0, 1]")
+        if self.reach is not None and self.name != "smooth_input":
+            raise RecipeError(f"found reach {self.reach!r} in step {self.name!r}; expected it in 'smooth_input' alone")
+        if self.reach is not None and (not isinstance(self.reach, (int, float)) or not 1.0 <= self.reach <= 16.0):
+            raise RecipeError(f"found reach {self.reach!r}; expected a factor in [1, 16], such as 1.25, or None")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Step":

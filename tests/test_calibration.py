@@ -55,6 +55,36 @@ def test_divisors_are_exact_in_the_models_dtype(dtype: torch.dtype) -> None:
         assert bool((transforms.g_divisor > 0).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_channels_beyond_reach_are_divided_until_they_are_within(dtype: torch.dtype) -> None:
+    mixers = mixers_of("mamba", dtype)
+    recipe = replace(RECIPES["naive"], steps=(Step("smooth_input", 0.5, reach=2.0),))
+    statistics = calibration.Statistics()
+    magnitudes = torch.rand(24, generator=torch.Generator().manual_seed(1)) + 0.5
+    for layer in mixers:
+        statistics.update(f"layers.{layer}.u", QuantSpec("channel"), magnitudes[None])
+    before = calibration.find_transforms(recipe, mixers, statistics)
+    # The third block's clip is above every channel; there, and for channels within reach, nothing changes.
+    alphas = {"layers.0.u": torch.tensor(0.4), "layers.1.u": torch.tensor(0.6), "layers.2.u": torch.tensor(1e3)}
+    after = calibration.reach_channels(recipe, mixers, before, statistics=statistics, alphas=alphas)
+    for layer, mixer in mixers.items():
+        old, new, limit = before[layer].u_divisor, after[layer].u_divisor, 2 * alphas[f"layers.{layer}.u"]
+        assert old is not None
+        assert new is not None
+        over = magnitudes / old > limit
+        assert bool(over.any()) == (layer < 2)
+        assert torch.equal(new[~over], old[~over])
+        # To the dtype in which norm.weight / divisor is stored.
+        torch.testing.assert_close((magnitudes / new)[over], limit.expand(24)[over], rtol=8e-3, atol=0)
+        folded = mixer.tensors()["norm.weight"].float() / new
+        torch.testing.assert_close(folded.to(dtype).float(), folded, rtol=2e-7, atol=0)
+
+    for steps, known in (((Step("smooth_input", 0.5),), alphas), (recipe.steps, {})):
+        other = replace(recipe, steps=steps)
+        kept = calibration.reach_channels(other, mixers, before, statistics=statistics, alphas=known)
+        assert all(kept[layer] is before[layer] for layer in mixers)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_heads_divisor_is_smoothquants_and_bounded_where_tied(tied: bool) -> None:
     model = make_model("mamba", tie_word_embeddings=tied)

@@ -215,6 +215,23 @@ def test_a_search_keeps_the_headroom() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("reach", [None, 1.5])
+def test_no_channel_of_u_goes_beyond_its_reach(reach: float | None) -> None:
+    base = quamba.RECIPES["quamba-c"]
+    steps = tuple(dataclasses.replace(s, reach=reach) if s.name == "smooth_input" else s for s in base.steps)
+    recipe = dataclasses.replace(base, steps=steps)
+    # A low percentile, which leaves several channels beyond the clip even in so little data.
+    recipe = recipe.with_overrides([Override("layers.0.u", QuantSpec("tensor", "percentile", 0.8))])
+    original, model = make_model("mamba"), quantize(make_model("mamba"), [tokens()], recipe)
+    norm = original.backbone.layers[0].norm
+    values = norm(original.backbone.embeddings(tokens())) / norm.weight
+    mixer = model.backbone.layers[0].mixer
+    farthest = float((values * mixer.norm_weight).abs().amax() / (127 * mixer.u_scale))
+    assert farthest > 2 if reach is None else farthest == pytest.approx(reach, rel=1e-5)
+    assert model.quantization.statistics["layers.0.u"].clipped <= 0.21
+
+
+@torch.no_grad()
 def test_no_token_of_the_vocabulary_is_clipped_in_the_first_block() -> None:
     original = make_model("mamba")
     block = original.backbone.layers[0]

@@ -155,6 +155,7 @@ def study(opened_model: OpenModel, recipe: Recipe, calib_data: Iterable[Any], *,
             statistics.alphas(plan), model=model, adapter=adapter, mixers=mixers, plan=plan, show=progress,
             head_divisor=head_divisor,
         )  # fmt: skip
+        transforms = calibration.reach_channels(recipe, mixers, transforms, statistics=ranges, alphas=alphas)
     finally:
         for mixer in mixers.values():
             mixer.transforms = Transforms()
