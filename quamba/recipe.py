@@ -132,7 +132,7 @@ class Step:
         if self.reach is not None and self.name != "smooth_input":
             raise RecipeError(f"found reach {self.reach!r} in step {self.name!r}; expected it in 'smooth_input' alone")
         if self.reach is not None and (not isinstance(self.reach, (int, float)) or not 1.0 <= self.reach <= 16.0):
-            raise RecipeError(f"found reach {self.reach!r}; expected a factor in [1, 16], such as 1.25, or None")
+            raise RecipeError(f"found reach {self.reach!r}; expected a factor in [1, 16], such as 1.1, or None")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Step":
