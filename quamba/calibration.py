@@ -1,14 +1,14 @@
 """Calibration: run the float model over the data and keep what the observers need, site by site."""
 
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quamba import numerics
-from quamba.data import Batch
+from quamba.data import Batch, vocabulary
 from quamba.errors import CalibrationError
 from quamba.models.adapter import Adapter
 from quamba.nn.mixer import Mixer
@@ -125,6 +125,39 @@ def collect(
     return statistics
 
 
+def cover_vocabulary(
+    alphas: Mapping[str, Tensor],
+    *,
+    model: nn.Module,
+    adapter: Adapter,
+    mixers: Mapping[int, Mixer],
+    plan: Plan,
+    show: bool | None = None,
+    head_divisor: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """The magnitudes, none below the largest over the vocabulary where its spec asks for that.
+
+    In the first block this is all that x0 and z can ever be: they depend on one token each. Further on, and for what
+    the convolution mixes, it is a sample of what rare tokens do.
+
+    Args:
+        alphas: of the planned addresses.
+        model, adapter, mixers, plan, show, head_divisor: as for `collect`.
+
+    Raises:
+        CalibrationError: as `collect`.
+    """
+    covered = {address: spec for address, spec in plan.items() if spec.vocabulary}
+    if not covered:
+        return dict(alphas)
+    table: Any = model.get_submodule(adapter.embedding(model)).weight
+    statistics = collect(
+        model=model, adapter=adapter, mixers=mixers, plan=covered, batches=vocabulary(len(table), device=table.device),
+        description="vocabulary", show=show, head_divisor=head_divisor,
+    )  # fmt: skip
+    return {**alphas, **{a: torch.maximum(alphas[a], statistics.alpha(a)) for a in covered}}
+
+
 def _run(
     *,
     model: nn.Module,
@@ -181,6 +214,36 @@ def find_transforms(recipe: Recipe, mixers: Mapping[int, Mixer], statistics: Sta
             g_divisor=divisors["g"],
             rotate_g=format.step("rotate_output") is not None,
         )
+    return found
+
+
+@torch.no_grad()
+def reach_channels(
+    recipe: Recipe,
+    mixers: Mapping[int, Mixer],
+    transforms: Mapping[int, Transforms],
+    *,
+    statistics: Statistics,
+    alphas: Mapping[str, Tensor],
+) -> dict[int, Transforms]:
+    """The coordinates in which no channel of u goes further beyond its clip than the step smooth_input says.
+
+    Args:
+        recipe: the recipe.
+        mixers: by layer.
+        transforms: of `find_transforms`.
+        statistics: the channels' magnitudes that those were found from.
+        alphas: clipping magnitude of every static site, in the coordinates of `transforms`. They still hold: the
+            channels that change only come closer.
+    """
+    found = dict(transforms)
+    for layer, mixer in mixers.items():
+        step, address, divisor = recipe.block(layer).step("smooth_input"), f"layers.{layer}.u", found[layer].u_divisor
+        if step is None or step.reach is None or divisor is None or address not in alphas:
+            continue
+        beyond = statistics.alpha(address) / divisor / (step.reach * alphas[address])
+        further = _storable(divisor * beyond, mixer.tensors()["norm.weight"], mixer.config.dtype)
+        found[layer] = replace(found[layer], u_divisor=torch.where(beyond > 1, further, divisor))
     return found
 
 

@@ -11,6 +11,7 @@ from quamba.errors import CalibrationError
 
 # Enough tokens to keep two cores busy, few enough that a layer's activations stay small.
 _GROUP_TOKENS = 4096
+_VOCABULARY_ROW = 512
 _FORMS = (
     "expected an iterable of input_ids (tensors (B, L) or (L,), or lists of ints), of dicts with 'input_ids' and "
     "perhaps 'attention_mask', a DataLoader of either, or a datasets.Dataset with an 'input_ids' column"
@@ -164,6 +165,16 @@ class KeptBatches:
             if sum(b.rows for b in found) >= rows:
                 break
         return found
+
+
+def vocabulary(size: int, *, device: torch.device | str) -> list[Batch]:
+    """Every token of a vocabulary of that size once, in an order that is random but always the same: rows of 512."""
+    ids = torch.randperm(size, generator=torch.Generator().manual_seed(0)).to(device)
+    whole = size // _VOCABULARY_ROW * _VOCABULARY_ROW
+    rows, rest = ids[:whole].view(-1, _VOCABULARY_ROW), ids[None, whole:]
+    together = _GROUP_TOKENS // _VOCABULARY_ROW
+    parts = [*(rows[first : first + together] for first in range(0, len(rows), together)), rest]
+    return [Batch(part, None) for part in parts if part.numel()]
 
 
 def _items(calib_data: Iterable[Any]) -> Iterator[Any]:

@@ -127,7 +127,8 @@ def _adjusted(recipe: Recipe, *, percentile: float | str | None, keep: Iterable[
         if percentile == "search" and recipe.simulated:
             raise RecipeError(f"found percentile='search' for {recipe.label!r}; expected a fraction for a simulation")
         level = search.CANDIDATES[-1] if percentile == "search" else float(percentile)
-        adjusted = replace(spec, observer="percentile", percentile=level)
+        # A clip that was asked for is not undone by rare tokens.
+        adjusted = replace(spec, observer="percentile", percentile=level, vocabulary=False)
         recipe = replace(recipe, activations={**recipe.activations, "x": adjusted})
     if isinstance(keep, str):
         raise RecipeError(f"found keep={keep!r}; expected a list of globs, such as [{keep!r}]")
@@ -147,14 +148,14 @@ def _convert(
     """Everything that can fail: the new modules, filled, while the model still has its float mixers."""
     plan = calibration.static_plan(recipe, mixers)
     smoothing = calibration.smoothing_plan(recipe, mixers)
-    statistics = calibration.Statistics()
+    ranges = statistics = calibration.Statistics()
     if smoothing and data is not None:
-        statistics = calibration.collect(
+        ranges = calibration.collect(
             model=model, adapter=adapter, mixers=mixers, plan=smoothing, batches=data,
             description="channel ranges", total=data.total, show=progress,
         )  # fmt: skip
-    transforms = calibration.find_transforms(recipe, mixers, statistics)
-    head_divisor = calibration.find_head_divisor(recipe, model=model, adapter=adapter, statistics=statistics)
+    transforms = calibration.find_transforms(recipe, mixers, ranges)
+    head_divisor = calibration.find_head_divisor(recipe, model=model, adapter=adapter, statistics=ranges)
     for layer, mixer in mixers.items():
         mixer.transforms = transforms[layer]
     if plan and data is not None:
@@ -162,7 +163,13 @@ def _convert(
             model=model, adapter=adapter, mixers=mixers, plan=plan, batches=data,
             description="calibrating", total=data.total, show=progress, head_divisor=head_divisor,
         )  # fmt: skip
-    alphas = statistics.alphas(plan)
+    alphas = calibration.cover_vocabulary(
+        statistics.alphas(plan), model=model, adapter=adapter, mixers=mixers, plan=plan, show=progress,
+        head_divisor=head_divisor,
+    )  # fmt: skip
+    transforms = calibration.reach_channels(recipe, mixers, transforms, statistics=ranges, alphas=alphas)
+    for layer, mixer in mixers.items():
+        mixer.transforms = transforms[layer]
 
     def measure(alphas: dict[str, Tensor]) -> dict[str, SiteStatistics]:
         if data is None or not alphas:

@@ -56,6 +56,9 @@ class QuantSpec:
             rounded in a float model, to tell what such a format would cost in accuracy.
         headroom: the observer's magnitude times this, at least 1: room for values larger than any in calibration.
             1 where there is nothing to observe: per token and for weights.
+        vocabulary: the magnitude is no less than the largest over the model's whole vocabulary, which calibration reads
+            once more in random order: text of another kind brings tokens that the calibration data lacks. For
+            activations with the observer "absmax" and static scales alone.
     """
 
     granularity: str = "tensor"
@@ -63,6 +66,7 @@ class QuantSpec:
     percentile: float | None = None
     bits: int = 8
     headroom: float = 1.0
+    vocabulary: bool = False
 
     def __post_init__(self) -> None:
         if self.granularity not in GRANULARITIES:
@@ -86,6 +90,13 @@ class QuantSpec:
             raise RecipeError(f"found headroom {self.headroom!r} with granularity 'token'; expected 1")
         if self.granularity == "token" and self.observer != "absmax":
             raise RecipeError(f"found observer {self.observer!r} with granularity 'token'; expected 'absmax'")
+        if type(self.vocabulary) is not bool:
+            raise RecipeError(f"found vocabulary {self.vocabulary!r}; expected true or false")
+        if self.vocabulary and (self.granularity == "token" or self.observer != "absmax"):
+            raise RecipeError(
+                f"found vocabulary with granularity {self.granularity!r} and observer {self.observer!r}; "
+                "expected a static scale and 'absmax': over the vocabulary nothing is clipped"
+            )
         if self.granularity == "channel" and self.observer == "octav":
             raise RecipeError("found observer 'octav' with granularity 'channel'; expected granularity 'tensor'")
 
@@ -102,10 +113,14 @@ class Step:
     Attributes:
         name: one of STEPS.
         alpha: for the smoothing steps, how much of the activations' range moves to the weights, in [0, 1].
+        reach: for smooth_input, at least 1: a channel of u that went beyond this many times the clip of all of u moves
+            as much more as brings it there. A percentile over all channels does not see one channel that rare
+            tokens drive, and those tokens may be frequent in other text. None leaves such channels clipped.
     """
 
     name: str
     alpha: float | None = None
+    reach: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in STEPS:
@@ -114,6 +129,10 @@ class Step:
             raise RecipeError(f"found step {self.name!r} with alpha {self.alpha!r}; the smoothing steps alone have one")
         if self.alpha is not None and not 0.0 <= self.alpha <= 1.0:
             raise RecipeError(f"found alpha {self.alpha!r} in step {self.name!r}; expected a number in [0, 1]")
+        if self.reach is not None and self.name != "smooth_input":
+            raise RecipeError(f"found reach {self.reach!r} in step {self.name!r}; expected it in 'smooth_input' alone")
+        if self.reach is not None and (not isinstance(self.reach, (int, float)) or not 1.0 <= self.reach <= 16.0):
+            raise RecipeError(f"found reach {self.reach!r}; expected a factor in [1, 16], such as 1.1, or None")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Step":
@@ -350,6 +369,8 @@ def _check_allowed(site: str, spec: QuantSpec | None, *, where: str) -> None:
         raise RecipeError(f"{where}: found bits {spec.bits} for {site!r}; expected 8: only blocks are simulated")
     if spec.headroom != 1 and site in (*BLOCK_WEIGHTS, "head.weight", "embedding"):
         raise RecipeError(f"{where}: found headroom {spec.headroom!r} for the weight {site!r}; expected 1")
+    if spec.vocabulary and site in (*BLOCK_WEIGHTS, "head.weight", "embedding"):
+        raise RecipeError(f"{where}: found vocabulary for the weight {site!r}; expected it for activations alone")
     if spec.granularity not in _ALLOWED[site]:
         raise RecipeError(
             f"{where}: found granularity {spec.granularity!r} for {site!r}; expected one of {_ALLOWED[site]}"

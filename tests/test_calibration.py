@@ -55,6 +55,36 @@ def test_divisors_are_exact_in_the_models_dtype(dtype: torch.dtype) -> None:
         assert bool((transforms.g_divisor > 0).all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_channels_beyond_reach_are_divided_until_they_are_within(dtype: torch.dtype) -> None:
+    mixers = mixers_of("mamba", dtype)
+    recipe = replace(RECIPES["naive"], steps=(Step("smooth_input", 0.5, reach=2.0),))
+    statistics = calibration.Statistics()
+    magnitudes = torch.rand(24, generator=torch.Generator().manual_seed(1)) + 0.5
+    for layer in mixers:
+        statistics.update(f"layers.{layer}.u", QuantSpec("channel"), magnitudes[None])
+    before = calibration.find_transforms(recipe, mixers, statistics)
+    # The third block's clip is above every channel; there, and for channels within reach, nothing changes.
+    alphas = {"layers.0.u": torch.tensor(0.4), "layers.1.u": torch.tensor(0.6), "layers.2.u": torch.tensor(1e3)}
+    after = calibration.reach_channels(recipe, mixers, before, statistics=statistics, alphas=alphas)
+    for layer, mixer in mixers.items():
+        old, new, limit = before[layer].u_divisor, after[layer].u_divisor, 2 * alphas[f"layers.{layer}.u"]
+        assert old is not None
+        assert new is not None
+        over = magnitudes / old > limit
+        assert bool(over.any()) == (layer < 2)
+        assert torch.equal(new[~over], old[~over])
+        # To the dtype in which norm.weight / divisor is stored.
+        torch.testing.assert_close((magnitudes / new)[over], limit.expand(24)[over], rtol=8e-3, atol=0)
+        folded = mixer.tensors()["norm.weight"].float() / new
+        torch.testing.assert_close(folded.to(dtype).float(), folded, rtol=2e-7, atol=0)
+
+    for steps, known in (((Step("smooth_input", 0.5),), alphas), (recipe.steps, {})):
+        other = replace(recipe, steps=steps)
+        kept = calibration.reach_channels(other, mixers, before, statistics=statistics, alphas=known)
+        assert all(kept[layer] is before[layer] for layer in mixers)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_heads_divisor_is_smoothquants_and_bounded_where_tied(tied: bool) -> None:
     model = make_model("mamba", tie_word_embeddings=tied)
@@ -71,6 +101,33 @@ def test_the_heads_divisor_is_smoothquants_and_bounded_where_tied(tied: bool) ->
     torch.testing.assert_close(divisor, expected.clamp(0.5, 2) if tied else expected)
     kept = recipe.with_overrides([Override("head")])
     assert calibration.find_head_divisor(kept, model=model, adapter=adapter, statistics=statistics) is None
+
+
+@torch.no_grad()
+def test_the_vocabulary_widens_what_asks_for_it_alone() -> None:
+    model = make_model("mamba")
+    adapter = find_adapter(model)
+    mixers = mixers_of("mamba")
+    for layer, mixer in mixers.items():
+        adapter.install(model, layer, mixer)
+    wide, plain = QuantSpec("channel", vocabulary=True), QuantSpec("channel")
+    plan = {"layers.0.z": wide, "layers.0.x0": plain, "layers.2.dt": QuantSpec(vocabulary=True), "head.input": plain}
+    width = mixers[0].config.d_inner
+    small = {"layers.0.z": torch.full((width,), 1e-6), "layers.0.x0": torch.full((width,), 1e-6)}
+    alphas = small | {"layers.2.dt": torch.tensor(1e6), "head.input": torch.ones(24)}
+    alphas["layers.0.z"][1] = 1e6
+    found = calibration.cover_vocabulary(alphas, model=model, adapter=adapter, mixers=mixers, plan=plan, show=False)
+
+    tensors = mixers[0].tensors()
+    table = model.get_submodule(adapter.embedding(model)).weight.double()
+    u = table / (table.square().mean(dim=-1, keepdim=True) + mixers[0].config.norm_eps).sqrt()
+    z = (u * tensors["norm.weight"].double()) @ tensors["in_proj.weight"].double()[width:].T
+    expected = z.abs().amax(dim=0).float()
+    expected[1] = 1e6
+    torch.testing.assert_close(found["layers.0.z"], expected)
+    for address in ("layers.0.x0", "layers.2.dt", "head.input"):
+        assert torch.equal(found[address], alphas[address])
+    assert all(mixer.observer is None for mixer in mixers.values())
 
 
 def test_a_site_that_was_not_observed_is_named() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BatchEncoding
 
-from quamba.data import Batch, KeptBatches, batches, regroup
+from quamba.data import Batch, KeptBatches, batches, regroup, vocabulary
 from quamba.errors import CalibrationError
 
 IDS = torch.arange(1, 25).reshape(4, 6)
@@ -258,3 +258,15 @@ def test_ids_beyond_the_vocabulary_raise() -> None:
     assert len(read(IDS, vocab_size=25)) == 1
     with pytest.raises(CalibrationError, match=r"from 1 to 24; expected ids from 0 and below .* of 24"):
         read(IDS, vocab_size=24)
+
+
+@pytest.mark.parametrize("size", [1, 97, 511, 512, 513, 4096, 9001])
+def test_the_vocabulary_is_every_token_once_in_an_order_of_its_own(size: int) -> None:
+    found = vocabulary(size, device="cpu")
+    ids = [token for batch in found for token in batch.input_ids.flatten().tolist()]
+    assert sorted(ids) == list(range(size))
+    assert size < 97 or ids != list(range(size))
+    assert all(batch.mask is None and batch.input_ids.shape[1] <= 512 and batch.tokens <= 4096 for batch in found)
+    assert all(batch.input_ids.shape[1] == 512 for batch in found[:-1])
+    for one, other in zip(found, vocabulary(size, device="cpu"), strict=True):
+        assert torch.equal(one.input_ids, other.input_ids)

@@ -193,7 +193,8 @@ def test_headroom_multiplies_the_scale_of_its_site(recipe: str, site: str) -> No
     spec = quamba.RECIPES[recipe].activations[site]
     models = []
     for headroom in (1.0, 3.0):
-        own = Override(f"layers.1.{site}", dataclasses.replace(spec, headroom=headroom))
+        # The vocabulary's range has no headroom, so that with it the scale need not grow by the same factor.
+        own = Override(f"layers.1.{site}", dataclasses.replace(spec, headroom=headroom, vocabulary=False))
         models.append(quantize(make_model("mamba"), [tokens()], quamba.RECIPES[recipe].with_overrides([own])))
     plain, roomy = (model.state_dict() for model in models)
     for name in plain:
@@ -211,6 +212,50 @@ def test_a_search_keeps_the_headroom() -> None:
     direct = quantize(make_model("mamba"), [tokens()], recipe, percentile=spec.percentile)
     name = "backbone.layers.1.mixer.x_scale"
     torch.testing.assert_close(searched.state_dict()[name], direct.state_dict()[name])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("reach", [None, 1.5])
+def test_no_channel_of_u_goes_beyond_its_reach(reach: float | None) -> None:
+    base = quamba.RECIPES["quamba-c"]
+    steps = tuple(dataclasses.replace(s, reach=reach) if s.name == "smooth_input" else s for s in base.steps)
+    recipe = dataclasses.replace(base, steps=steps)
+    # A low percentile, which leaves several channels beyond the clip even in so little data.
+    recipe = recipe.with_overrides([Override("layers.0.u", QuantSpec("tensor", "percentile", 0.8))])
+    original, model = make_model("mamba"), quantize(make_model("mamba"), [tokens()], recipe)
+    norm = original.backbone.layers[0].norm
+    values = norm(original.backbone.embeddings(tokens())) / norm.weight
+    mixer = model.backbone.layers[0].mixer
+    farthest = float((values * mixer.norm_weight).abs().amax() / (127 * mixer.u_scale))
+    assert farthest > 2 if reach is None else farthest == pytest.approx(reach, rel=1e-5)
+    assert model.quantization.statistics["layers.0.u"].clipped <= 0.21
+
+
+@torch.no_grad()
+def test_no_token_of_the_vocabulary_is_clipped_in_the_first_block() -> None:
+    original = make_model("mamba")
+    block = original.backbone.layers[0]
+    # x0 and z of the first block depend on one token each: all that they can be.
+    reach = block.mixer.in_proj(block.norm(original.backbone.embeddings.weight)).abs().amax(dim=0)
+    model = quantize(make_model("mamba"), [torch.full((1, 6), 3)], "quamba-c")
+    mixer = model.backbone.layers[0].mixer
+    for scale, channels in ((mixer.x0_scale, reach.chunk(2)[0]), (mixer.z_scale, reach.chunk(2)[1])):
+        assert bool((127 * scale >= channels * (1 - 1e-5)).all())
+    narrow = {
+        site: spec and dataclasses.replace(spec, vocabulary=False)
+        for site, spec in quamba.RECIPES["quamba-c"].activations.items()
+    }
+    recipe = dataclasses.replace(quamba.RECIPES["quamba-c"], activations=narrow)
+    narrow_mixer = quantize(make_model("mamba"), [torch.full((1, 6), 3)], recipe).backbone.layers[0].mixer
+    assert bool((127 * narrow_mixer.z_scale < reach.chunk(2)[1]).any())
+
+
+def test_a_clip_that_was_asked_for_is_not_undone_by_rare_tokens() -> None:
+    model = quantize(make_model("mamba"), [tokens()], "quamba-c", percentile=0.9)
+    spec = model.quantization.recipe.spec("layers.0.x")
+    assert (spec.percentile, spec.vocabulary) == (0.9, False)
+    assert model.quantization.recipe.spec("layers.0.x0").vocabulary
+    assert model.quantization.statistics["layers.0.x"].clipped > 0.03
 
 
 @pytest.mark.parametrize("recipe", ["quamba", "quamba-c"])

@@ -51,6 +51,7 @@ weight_specs = st.sampled_from([None, QuantSpec(), QuantSpec("channel")])
 steps = st.one_of(
     st.sampled_from(["rotate_output", "rotate_x", "rotate_residual"]).map(Step),
     st.tuples(st.sampled_from(["smooth_input", "smooth_output"]), st.floats(0.0, 1.0)).map(lambda s: Step(*s)),
+    st.builds(Step, st.just("smooth_input"), st.floats(0.0, 1.0), st.floats(1.0, 16.0)),
 )
 overrides = st.builds(
     Override,
@@ -79,10 +80,10 @@ def test_json_round_trip(recipe: Recipe) -> None:
 
 def test_the_json_is_plain_data() -> None:
     data = make_recipe(steps=(Step("smooth_input", 0.25),), overrides=(Override("head"),)).to_dict()
-    assert data["steps"] == [{"name": "smooth_input", "alpha": 0.25}]
+    assert data["steps"] == [{"name": "smooth_input", "alpha": 0.25, "reach": None}]
     assert data["overrides"] == [{"pattern": "head", "spec": None}]
     spec = {"granularity": "tensor", "observer": "absmax", "percentile": None, "bits": 8, "headroom": 1.0}
-    assert data["activations"]["x"] == spec
+    assert data["activations"]["x"] == {**spec, "vocabulary": False}
 
 
 def _edited(edit: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -148,6 +149,10 @@ def test_malformed_json_raises(text: str) -> None:
         ({"headroom": float("nan")}, "found headroom nan; expected a factor"),
         ({"headroom": "1"}, "found headroom '1'; expected a factor"),
         ({"granularity": "token", "headroom": 1.5}, "found headroom 1.5 with granularity 'token'; expected 1"),
+        ({"vocabulary": 1}, "found vocabulary 1; expected true or false"),
+        ({"granularity": "token", "vocabulary": True}, "found vocabulary with granularity 'token' and .* static scale"),
+        ({"observer": "percentile", "percentile": 0.9, "vocabulary": True}, "'percentile'; expected .* 'absmax'"),
+        ({"observer": "octav", "vocabulary": True}, "'octav'; expected a static scale and 'absmax'"),
         ({"bits": 1}, "found bits 1; expected 8"),
         ({"bits": 16}, "found bits 16; expected 8"),
         ({"bits": 4.0}, r"found bits 4\.0; expected 8"),
@@ -172,6 +177,11 @@ def test_bad_spec_raises(arguments: dict[str, Any], message: str) -> None:
         (("smooth_input",), "the smoothing steps alone have one"),
         (("smooth_output", 1.5), r"found alpha 1.5 in step 'smooth_output'; expected a number in \[0, 1\]"),
         (("smooth_output", float("nan")), "found alpha nan"),
+        (("smooth_output", 0.5, 1.5), "found reach 1.5 in step 'smooth_output'; expected it in 'smooth_input' alone"),
+        (("rotate_x", None, 1.5), "found reach 1.5 in step 'rotate_x'"),
+        (("smooth_input", 0.5, 0.9), r"found reach 0.9; expected a factor in \[1, 16\]"),
+        (("smooth_input", 0.5, float("nan")), "found reach nan; expected a factor"),
+        (("smooth_input", 0.5, "2"), "found reach '2'; expected a factor"),
     ],
 )
 def test_bad_step_raises(arguments: tuple[Any, ...], message: str) -> None:
@@ -351,3 +361,9 @@ def test_the_ends_are_not_simulated(address: str) -> None:
 def test_weights_have_no_headroom(weight: str) -> None:
     with pytest.raises(RecipeError, match=f"found headroom 1.5 for the weight '{weight}'; expected 1"):
         make_recipe(weights={**make_recipe().weights, weight: QuantSpec(headroom=1.5)})
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_weights_do_not_depend_on_the_vocabulary(weight: str) -> None:
+    with pytest.raises(RecipeError, match=f"found vocabulary for the weight '{weight}'; expected it for activations"):
+        make_recipe(weights={**make_recipe().weights, weight: QuantSpec(vocabulary=True)})

@@ -151,6 +151,11 @@ def study(opened_model: OpenModel, recipe: Recipe, calib_data: Iterable[Any], *,
         for layer, mixer in mixers.items():
             mixer.transforms = transforms[layer]
         statistics = collect(plan, "calibrating", head_divisor) if plan else calibration.Statistics()
+        alphas = calibration.cover_vocabulary(
+            statistics.alphas(plan), model=model, adapter=adapter, mixers=mixers, plan=plan, show=progress,
+            head_divisor=head_divisor,
+        )  # fmt: skip
+        transforms = calibration.reach_channels(recipe, mixers, transforms, statistics=ranges, alphas=alphas)
     finally:
         for mixer in mixers.values():
             mixer.transforms = Transforms()
@@ -159,7 +164,7 @@ def study(opened_model: OpenModel, recipe: Recipe, calib_data: Iterable[Any], *,
         recipe=recipe,
         transforms=transforms,
         head_divisor=head_divisor,
-        alphas=statistics.alphas(plan),
+        alphas=alphas,
         y_alphas=_scan_ranges(opened_model, data),
     )
 
