@@ -55,6 +55,9 @@ def rows() -> None:
         for dtype in (torch.float16, torch.float32):
             ops.hadamard(randn(3, size, dtype=dtype))
             ops.hadamard_quant(randn(3, size, dtype=dtype), scales(size))
+    for size in (2048, 3072, 5120, 8192):
+        for scale in (scales(), scales(size)):
+            ops.hadamard_quant(randn(1100, size, dtype=torch.float16), scale)
     ops.embedding(torch.randint(0, 50, (7,), device="cuda"), randint8(50, 33), scales(50), scales(33), torch.float16)
 
 
