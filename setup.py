@@ -89,8 +89,7 @@ def units() -> list[Unit]:
                 defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 unit = f"linear_sm90_{name}_{residual}_{tile}"
                 result.append(Unit("linear_sm90.cu", unit, (*flags, *defines), only="90a"))
-    for name in ("linear_bulk", "linear_conv1d_step_bulk", "linear_strips"):
-        result.append(Unit(f"{name}.cu", name, (*NO_ASSERTS, *EXTENDED), only="90a"))
+    result.append(Unit("linear_strips.cu", "linear_strips", (*NO_ASSERTS, *EXTENDED), only="90a"))
     result.append(Unit("linear_short.cu", "linear_short", only="90a"))
     result.append(Unit("selective_scan_step_bulk.cu", "selective_scan_step_bulk", only="90a"))
     for name in ("linear_ring", "linear_conv1d_step_kernel"):  # where blocks of a cluster can add up

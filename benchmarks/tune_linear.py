@@ -27,7 +27,6 @@ FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
 # Rows of x that the ring is offered for. With fewer it is faster by itself, but not among a step's other launches: its
 # clusters start late (mamba-2.8b, 16 sequences: 2.99 ms a token with the ring for W_x, 2.78 without).
 RING_ROWS = range(33, 4097)
-BULK_ROWS = range(16, 4097)  # that the bulk kernel is offered for
 SHORT_INNER = 256  # that the kernels for short rows take, for int8 results
 STRIPS_ROWS = range(64, 4097)  # that the one by strips is offered for
 TILES = ("128x256", "128x192", "128x128", "64x64")
@@ -83,12 +82,11 @@ def kernels(weight: Weight, rows: int) -> list[str]:
     ring = ["ring"] if rows in RING_ROWS else []
     short = ["short"] if weight.quantized and weight.inner <= SHORT_INNER and rows >= 8 else []
     strips = ["strips"] if short and rows in STRIPS_ROWS and weight.columns % 64 == 0 else []
-    bulk = ["bulk"] if rows in BULK_ROWS else []
     tiles = [name for name in TILES if rows >= 16]
     tiles += [name for name, least in WIDE_TILES.items() if rows >= least]
     if weight.quantized:
         tiles += [name for name, offered in INT8_TILES.items() if rows in offered]
-    return few + ring + bulk + short + strips + tiles
+    return few + ring + short + strips + tiles
 
 
 def choices(times: dict[int, dict[str, float]], margin: float = MARGIN) -> list[tuple[int, str]]:

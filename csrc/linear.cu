@@ -1,5 +1,4 @@
 // quamba::linear on CUDA: checks, and the choice between the kernels.
-#include "linear_bulk.h"
 #include "linear_matrix.h"
 #include "linear_ring.h"
 #include "linear_short.h"
@@ -45,7 +44,6 @@ bool in_vectors(const LinearParams& p) {
 void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& device, cudaStream_t stream) {
 #ifdef QUAMBA_SM90
   if (kernel == LinearKernel::kRing) return check_launch("linear", linear_ring(p, device.processors, stream));
-  if (kernel == LinearKernel::kBulk) return check_launch("linear", linear_bulk(p, device.processors, stream));
   if (kernel == LinearKernel::kShort) return check_launch("linear", linear_short(p, device.processors, stream));
   if (kernel == LinearKernel::kStrips) return check_launch("linear", linear_strips(p, device.processors, stream));
 #endif

@@ -65,11 +65,10 @@ constexpr struct {
   LinearKernel kernel;
 } kNames[] = {{"dot", LinearKernel::kDot},         {"rows4", LinearKernel::kRows4},
               {"rows8", LinearKernel::kRows8},     {"rows16", LinearKernel::kRows16},
-              {"ring", LinearKernel::kRing},       {"bulk", LinearKernel::kBulk},
-              {"short", LinearKernel::kShort},     {"strips", LinearKernel::kStrips},
-              {"128x256", LinearKernel::k128x256}, {"128x192", LinearKernel::k128x192},
-              {"128x128", LinearKernel::k128x128}, {"64x64", LinearKernel::k64x64},
-              {"64x80", LinearKernel::k64x80},
+              {"ring", LinearKernel::kRing},       {"short", LinearKernel::kShort},
+              {"strips", LinearKernel::kStrips},   {"128x256", LinearKernel::k128x256},
+              {"128x192", LinearKernel::k128x192}, {"128x128", LinearKernel::k128x128},
+              {"64x64", LinearKernel::k64x64},     {"64x80", LinearKernel::k64x80},
               {"256x160", LinearKernel::k256x160}, {"128x160", LinearKernel::k128x160},
               {"256x192", LinearKernel::k256x192}};
 
@@ -84,14 +83,11 @@ bool apart(const LinearParams& p) {
   return (p.rows == 1 || p.x_row >= p.inner) && (p.columns == 1 || p.weight_row >= p.inner);
 }
 
-bool takes_bulk(const LinearParams& p) { return p.rows <= kBulkRows && p.inner > 0 && apart(p); }
-
 bool takes_strips(const LinearParams& p) { return takes_short(p) && p.columns % 64 == 0 && apart(p); }
 
 // Whether a kernel takes that call there.
 bool takes(LinearKernel kernel, const LinearParams& p, const LinearDevice& device, bool vectors) {
   if (kernel == LinearKernel::kRing) return device.hopper && vectors && p.rows <= kRingRows;
-  if (kernel == LinearKernel::kBulk) return device.hopper && vectors && takes_bulk(p);
   if (kernel == LinearKernel::kShort) return device.hopper && vectors && takes_short(p);
   if (kernel == LinearKernel::kStrips) return device.hopper && vectors && takes_strips(p);
   if (kernel == LinearKernel::k64x80 || kernel == LinearKernel::k256x192)
@@ -124,8 +120,8 @@ LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bo
     for (const auto& known : kNames)
       if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : chosen;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
-                 "; expected dot, rows4, rows8, rows16, ring, bulk, short, strips, 128x256, 128x192, 128x128, 64x64, "
-                 "64x80, 256x160, 128x160, 256x192 or model");
+                 "; expected dot, rows4, rows8, rows16, ring, short, strips, 128x256, 128x192, 128x128, 64x64, 64x80, "
+                 "256x160, 128x160, 256x192 or model");
     return modelled;
   }
   return chosen;

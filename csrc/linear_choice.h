@@ -7,17 +7,15 @@ namespace quamba {
 
 // The first ones read the weight once, for up to kFewRows rows of x: without matrix instructions (one row), or with
 // them and as many warps to 16 rows of the weight. The ring, on Hopper, reads it once for 64 rows, and serves
-// kRingRows. The bulk one, on Hopper, does the same for 64 or 128 rows with the copy engine and the matrix unit, and
-// serves kBulkRows. The short one, on Hopper, is for int8 results of up to kShortInner of K; so is the one by strips,
-// where columns come by 64. The others are matrix tiles, rows x columns of the result that a block computes at a time,
-// 64x80 and 256x192 for int8 without residual; on anything but Hopper one tile stands for all.
+// kRingRows. The short one, on Hopper, is for int8 results of up to kShortInner of K; so is the one by strips, where
+// columns come by 64. The others are matrix tiles, rows x columns of the result that a block computes at a time, 64x80
+// and 256x192 for int8 without residual; on anything but Hopper one tile stands for all.
 enum class LinearKernel : int8_t {
   kDot,
   kRows4,
   kRows8,
   kRows16,
   kRing,
-  kBulk,
   kShort,
   kStrips,
   k128x256,
@@ -32,7 +30,7 @@ enum class LinearKernel : int8_t {
 
 inline bool is_tile(LinearKernel kernel) { return kernel >= LinearKernel::k128x256; }
 
-constexpr int64_t kFewRows = 32, kRingRows = 4096, kBulkRows = 4096, kShortInner = 256;
+constexpr int64_t kFewRows = 32, kRingRows = 4096, kShortInner = 256;
 
 struct LinearDevice {
   bool hopper;  // and its matrix kernels are in the library

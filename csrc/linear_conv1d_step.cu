@@ -61,8 +61,7 @@ std::tuple<Tensor, Tensor> linear_conv1d_step(const Tensor& x, const Tensor& x_s
     tail.state = static_cast<int8_t*>(conv_state.data_ptr()), tail.state_batch = conv_state.stride(0);
     const auto four = [](const void* data, Type type) { return aligned(data, 4 * size_of(type)); };
     const LinearDevice device = linear_device(x.get_device_index());
-    const LinearKernel kernel = choose_kernel(p, device, true);
-    if ((kernel == LinearKernel::kRing || kernel == LinearKernel::kBulk) && four(tail.weight.data, tail.weight.type) &&
+    if (choose_kernel(p, device, true) == LinearKernel::kRing && four(tail.weight.data, tail.weight.type) &&
         four(tail.bias.data, tail.bias.type) && four(tail.weight_scale.data, Type::kFloat) &&
         four(tail.out_scale.data, Type::kFloat) && four(p.out_scale.data, Type::kFloat)) {
       const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
@@ -71,9 +70,7 @@ std::tuple<Tensor, Tensor> linear_conv1d_step(const Tensor& x, const Tensor& x_s
       Tensor z = torch::stable::narrow(xz, 1, channels, channels);
       tail.x = static_cast<int8_t*>(out.data_ptr());
       tail.z = static_cast<int8_t*>(z.data_ptr()), tail.z_row = 2 * channels;
-      const auto start =
-          kernel == LinearKernel::kRing ? launch_linear_conv1d_step : launch_linear_conv1d_step_bulk;
-      check_launch("linear_conv1d_step", start(p, tail, device.processors, stream_of(x)));
+      check_launch("linear_conv1d_step", launch_linear_conv1d_step(p, tail, device.processors, stream_of(x)));
       return {out, z};
     }
   }

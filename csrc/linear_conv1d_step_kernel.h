@@ -10,8 +10,4 @@ namespace quamba {
 // For Hopper; as linear_ring, with an int8 result that `tail` takes. `processors`: of the device.
 cudaError_t launch_linear_conv1d_step(const LinearParams& p, const RingConv& tail, int processors, cudaStream_t stream);
 
-// The same by the bulk kernel, whose conditions it adds.
-cudaError_t launch_linear_conv1d_step_bulk(const LinearParams& p, const RingConv& tail, int processors,
-                                           cudaStream_t stream);
-
 }  // namespace quamba

@@ -13,7 +13,6 @@ KERNELS = {
     "dot": "kDot",
     **{f"rows{name}": f"kRows{name}" for name in ("4", "8", "16")},
     "ring": "kRing",
-    "bulk": "kBulk",
     "short": "kShort",
     "strips": "kStrips",
     **{name: f"k{name}" for name in TILES},

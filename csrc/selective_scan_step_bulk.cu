@@ -10,6 +10,9 @@
 namespace quamba {
 namespace {
 
+// Up to so many sequences the other kernel is as fast, and what follows it starts earlier.
+constexpr int64_t kFewSequences = 32;
+
 // Sequences of a block, for tuning; 0 for the other kernel, -1 where the environment has no wish.
 int wanted() {
   const char* const text = std::getenv("QUAMBA_SCAN_STEP");
@@ -45,7 +48,7 @@ bool takes_bulk_step(const ScanParams& p, const DtProduct& product, int device) 
   const int forced = wanted();
   int major = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  return major == 9 && (forced < 0 ? p.batch > 8 : forced > 0) && p.states == kBulkStepStates &&
+  return major == 9 && (forced < 0 ? p.batch > kFewSequences : forced > 0) && p.states == kBulkStepStates &&
          p.state_channel == kBulkStepStates && p.batch <= 65535 && p.channels * kBulkStepStates <= INT32_MAX / 2 &&
          narrow(p.x) && narrow(p.dt) && narrow(p.z) && narrow(p.B) && narrow(p.C) && narrow(p.state_batch) &&
          narrow(p.a_channel) && narrow(product.d_batch) && narrow(product.weight_row);

@@ -8,7 +8,7 @@
 namespace quamba {
 
 // Whether the kernel takes a step (on Hopper alone), all of which is aligned as selective_scan_step_kernel's vectors
-// are, and is to: from nine sequences on, or as QUAMBA_SCAN_STEP says.
+// are, and is to: beyond 32 sequences, or as QUAMBA_SCAN_STEP says.
 bool takes_bulk_step(const ScanParams& p, const DtProduct& product, int device);
 
 // product: null where p.dt has the result.

@@ -26,15 +26,14 @@ def linear() -> None:
         residual, bias = randn(m, n, dtype=torch.float16), randn(n)
         ops.linear(x, scales(m, 1), weight, scales(n), bias, residual, None, torch.float16)
         ops.linear(x, scales(), weight, scales(n), None, None, scales(n), torch.int8)
-    for kernel in ("ring", "bulk"):
-        os.environ["QUAMBA_LINEAR_KERNEL"] = kernel
-        for m, n, k in ((9, 100, 1040), (20, 161, 160), (64, 192, 5120), (70, 2570, 48), (300, 97, 1040)):
-            residual = randn(m, n, dtype=torch.float16)
-            ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, residual, None, torch.float32)
-            ops.linear(randint8(m, k), scales(m, 1), randint8(n, k), scales(n), None, None, scales(n), torch.int8)
-        for b, d, e in ((9, 100, 160), (64, 264, 48), (20, 40, 1040)):
-            args = (randint8(b, e), scales(), randint8(2 * d, e), scales(2 * d), None, scales(2 * d), randint8(d, 4))
-            ops.linear_conv1d_step(*args, scales(d), randn(d), scales(d), randint8(b, d, 4))
+    os.environ["QUAMBA_LINEAR_KERNEL"] = "ring"
+    for m, n, k in ((9, 100, 1040), (20, 161, 160), (64, 192, 5120), (70, 2570, 48), (300, 97, 1040)):
+        residual = randn(m, n, dtype=torch.float16)
+        ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, residual, None, torch.float32)
+        ops.linear(randint8(m, k), scales(m, 1), randint8(n, k), scales(n), None, None, scales(n), torch.int8)
+    for b, d, e in ((9, 100, 160), (64, 264, 48), (20, 40, 1040)):
+        args = (randint8(b, e), scales(), randint8(2 * d, e), scales(2 * d), None, scales(2 * d), randint8(d, 4))
+        ops.linear_conv1d_step(*args, scales(d), randn(d), scales(d), randint8(b, d, 4))
     for kernel, n in (("short", 264), ("strips", 320)):
         os.environ["QUAMBA_LINEAR_KERNEL"] = kernel
         for m, k in ((1, 16), (33, 48), (90, 96), (17, 128), (300, 160), (40, 256)):

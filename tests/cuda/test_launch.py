@@ -51,7 +51,7 @@ def chain(batch: int, after, *, fused: bool = True) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("batch", [1, 9, 16, 33, 64, 130])
-@pytest.mark.parametrize("kernel", [None, "ring", "bulk", "64x80"])
+@pytest.mark.parametrize("kernel", [None, "ring", "64x80"])
 def test_chain(monkeypatch: pytest.MonkeyPatch, batch: int, kernel: str | None) -> None:
     if kernel is not None:
         monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
@@ -100,7 +100,7 @@ TILES = ["128x256", "128x192", "128x128", "64x64", "64x80", "256x160", "128x160"
 
 
 @pytest.mark.parametrize("length", [40, 300, 1030])
-@pytest.mark.parametrize("kernel", [None, "short", "strips", "ring", "bulk", *TILES])
+@pytest.mark.parametrize("kernel", [None, "short", "strips", "ring", *TILES])
 def test_prefill(monkeypatch: pytest.MonkeyPatch, length: int, kernel: str | None) -> None:
     if kernel is not None:
         monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)

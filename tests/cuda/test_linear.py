@@ -78,79 +78,6 @@ def test_ring_strides(monkeypatch: pytest.MonkeyPatch, view) -> None:
     test_strides(15, view)
 
 
-# Of the bulk kernel: 64 and 128 rows of x a block and tiles of them, columns and K that fill no stage, more stages than
-# the ring has, W_in, W_x and W_out of mamba-2.8b, W_out's of falcon-mamba; sequences.
-BULK_SHAPES = [
-    *[(m, 256, 512) for m in (1, 8, 16, 33, 63, 64, 65, 127, 128, 129, 250, 512)],
-    *[(64, n, 512) for n in (1, 15, 79, 81, 192, 2570)],
-    *[(m, 256, k) for m in (64, 128) for k in (16, 48, 160, 1040, 4112)],
-    (33, 5120, 160),
-    (60, 192, 5120),
-    (120, 192, 5120),
-    (64, 2560, 5120),
-    (128, 2560, 5120),
-    (64, 10240, 2560),
-    (100, 10240, 2560),
-    (48, 4096, 8192),
-    (64, 50280, 256),
-    (129, 97, 160),
-    (513, 2570, 1040),
-    (700, 90, 1536),
-    (1000, 192, 5120),
-    (2048, 192, 5120),
-    (2048, 80, 1536),
-    (2048, 768, 1536),
-    (4096, 96, 272),
-]
-
-
-@pytest.mark.parametrize("shape", BULK_SHAPES)
-@pytest.mark.parametrize("out", ["int8", "int8 per column", *FLOATS])
-def test_bulk(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out) -> None:
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "bulk")
-    test_shapes(shape, out)
-
-
-@pytest.mark.parametrize("columns", [32, 80, 96, 128, 160])
-@pytest.mark.parametrize("tokens", [64, 128])
-@pytest.mark.parametrize("cluster", [1, 2, 4, 8])
-@pytest.mark.parametrize("shape", [(50, 250, 1500), (64, 330, 4096), (97, 170, 3000), (300, 200, 1040), (40, 161, 128)])
-def test_bulk_cuts(monkeypatch, columns: int, tokens: int, cluster: int, shape: tuple[int, int, int]) -> None:
-    """Every width and cluster, also where K has no 16 bytes for each block; a cluster needs a stage a block."""
-    m, n, k = shape
-    k = k // 16 * 16
-    if cluster > -(-k // 128):
-        pytest.skip("more blocks than stages")
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "bulk")
-    monkeypatch.setenv("QUAMBA_BULK_COLUMNS", str(columns))
-    monkeypatch.setenv("QUAMBA_BULK_TOKENS", str(tokens))
-    monkeypatch.setenv("QUAMBA_BULK_CLUSTER", str(cluster))
-    test_shapes((m, n, k), "int8 per column")
-    test_shapes((m, n, k), torch.float32)
-
-
-@pytest.mark.parametrize("m", [30, 100, 150])
-@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
-@pytest.mark.parametrize("bias", [None, torch.float16])
-@pytest.mark.parametrize("residual", [None, *FLOATS])
-def test_bulk_epilogue(monkeypatch: pytest.MonkeyPatch, m: int, out: torch.dtype, bias, residual) -> None:
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "bulk")
-    test_epilogue(m, out, bias, residual)
-
-
-@pytest.mark.parametrize("m", [15, 30])
-@pytest.mark.parametrize("view", [strided, sliced, lambda x: x.transpose(0, 1)])
-def test_bulk_strides(monkeypatch: pytest.MonkeyPatch, m: int, view) -> None:
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "bulk")
-    test_strides(m, view)
-
-
-@pytest.mark.parametrize("m", [1, 33, 128])
-def test_bulk_extremes(monkeypatch: pytest.MonkeyPatch, m: int) -> None:
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "bulk")
-    test_extremes(m)
-
-
 @pytest.mark.parametrize("shape", [*SHAPES, (64, 10240, 2560), (70, 81, 4112)])
 @pytest.mark.parametrize("out", ["int8", "int8 per column"])
 def test_64x80(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out: str) -> None:
@@ -196,7 +123,7 @@ def test_wide_epilogue(monkeypatch: pytest.MonkeyPatch, kernel: str, m: int, out
     test_epilogue(m, out, bias, residual)
 
 
-KERNELS = ["ring", "bulk", "short", "strips", "128x256", "128x192", "64x64", "64x80", "256x160", "128x160", "256x192"]
+KERNELS = ["ring", "short", "strips", "128x256", "128x192", "64x64", "64x80", "256x160", "128x160", "256x192"]
 
 
 @pytest.mark.parametrize("shape", [(300, 2560, 160), (600, 3072, 768), (513, 192, 5120), (40, 1536, 48)])

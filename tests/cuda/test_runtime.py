@@ -63,13 +63,15 @@ def test_slots() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampling", [False, True])
 def test_generate_gives_the_eager_tokens(kind: str, sampling: bool) -> None:
+    """Those of the runtime without graphs. transformers' own loop rounds the final norm to the model's dtype before the
+    head, which one launch does without: now and then a token comes out otherwise there."""
     model = make(kind)
     options = {**GREEDY, "do_sample": sampling}
     prompts = ids(3, 11)
     mask = (torch.arange(11) >= torch.tensor([[0], [4], [10]])).long().cuda()
     for attention_mask in (torch.ones_like(mask), mask):
         found = []
-        for config in (RuntimeConfig(generate_on=()), RuntimeConfig(prefill_uses=1)):
+        for config in (RuntimeConfig(graphs=False), RuntimeConfig(prefill_uses=1)):
             runtime.configure(model, config)
             torch.manual_seed(0)
             found.append(model.generate(prompts, attention_mask=attention_mask, **options))

@@ -229,9 +229,9 @@ def test_dt_step(rank, batch, dt_scale) -> None:
         assert torch.equal(one, two)
 
 
-# From nine sequences on, with 16 states: warps of 32 channels, six sequences under way, eight prepared at a time.
+# Beyond 32 sequences, with 16 states: warps of 32 channels, six sequences under way, eight prepared at a time.
 @pytest.mark.parametrize("dtype", [torch.int8, *FLOATS])
-@pytest.mark.parametrize("batch", [9, 16, 33, 64, 130])
+@pytest.mark.parametrize("batch", [33, 40, 64, 130])
 @pytest.mark.parametrize("channels", [1, 50, 264])
 def test_step_of_many(dtype, batch, channels) -> None:
     args = arguments(batch=batch, length=2, channels=channels, dtype=dtype)

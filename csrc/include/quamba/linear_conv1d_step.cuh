@@ -1,5 +1,5 @@
-// linear_conv1d_step: the ring or bulk kernel of linear, whose blocks also do the convolution's step for the columns
-// that are channels of x0: a sequence's result of a column is one thread's, which so owns the channel's state.
+// linear_conv1d_step: the ring kernel of linear, whose blocks also do the convolution's step for the columns that are
+// channels of x0: a block has a column's results of all its sequences, and so owns the channel's states.
 #pragma once
 
 #include "quamba/causal_conv1d_step.cuh"
@@ -10,8 +10,6 @@ namespace quamba {
 // Columns below `channels` are x0 and go through the convolution to x, contiguous; the others are z. Both int8,
 // (B, channels).
 struct RingConv {
-  static constexpr bool kSequences = false;
-
   int64_t channels;
   AnyVector weight;
   Scale weight_scale;

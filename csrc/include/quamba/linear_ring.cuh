@@ -112,8 +112,6 @@ struct RingColumns {
 // What a block does with sums(m), those of row m of its x at a thread's four columns from n on: it writes them to p.out,
 // which is aligned to four elements.
 struct RingWrite {
-  static constexpr bool kSequences = true;  // of so many rows of x that other cuts pay
-
   // Called before the kernel before has ended, by one thread a row of x.
   __device__ __forceinline__ void near(const LinearParams&, int64_t, int64_t, int) const {}
 

@@ -13,7 +13,7 @@ constexpr int kStackTurns = 4;
 constexpr int kStackSlots = 24;         // of the ring, at most
 constexpr int kStackWidth = 8192;       // of the model, at most
 constexpr int kStackSharedWidth = 4096;  // of D: from it on sharing the transform of g costs less than it saves
-constexpr int kStackBytesACycle = 11;    // of weights that a multiprocessor asks for: what it needs, and no bursts
+constexpr int kStackBytesACycle = 12;    // of weights that a multiprocessor asks for: what it needs, and no bursts
 constexpr int kStackHadamards[] = {1, 12, 20};  // orders of the base matrix that the kernel has
 
 // What is copied to shared memory for each block. First what has one number a channel of D: these lie together, channel
