@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quamba import numerics
-from quamba.data import Batch, vocabulary
+from quamba.data import Batch, KeptBatches, vocabulary
 from quamba.errors import CalibrationError
 from quamba.models.adapter import Adapter
 from quamba.nn.mixer import Mixer
@@ -258,6 +258,70 @@ def find_head_divisor(recipe: Recipe, *, model: nn.Module, adapter: Adapter, sta
     alpha = statistics.alpha("head.input")
     divisor = smoothing_divisor(alpha, columns.to(alpha.device), strength)
     return divisor.clamp(1 / _TIED_RANGE, _TIED_RANGE) if adapter.tied(model) else divisor
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What calibration found for a recipe.
+
+    Attributes:
+        transforms: by layer.
+        head_divisor: (E,) float32 by which head.input is divided, or None.
+        statistics: of the planned addresses, in the coordinates of calibration.
+        alphas: clipping magnitude of every planned address.
+    """
+
+    transforms: Mapping[int, Transforms]
+    head_divisor: Tensor | None
+    statistics: Statistics
+    alphas: dict[str, Tensor]
+
+
+def calibrate(
+    recipe: Recipe,
+    *,
+    model: nn.Module,
+    adapter: Adapter,
+    mixers: Mapping[int, Mixer],
+    plan: Plan,
+    data: KeptBatches | None,
+    show: bool | None = None,
+) -> Calibrated:
+    """The passes over the data: the channels' ranges, from which the coordinates follow, then every planned address in
+    them. The mixers are left in the coordinates that were found.
+
+    Args:
+        recipe, model, adapter, mixers, plan, show: as for `collect`.
+        data: calibration data; None where the recipe needs none.
+
+    Raises:
+        CalibrationError: as `collect`.
+    """
+
+    def seen(plan: Plan, description: str, head_divisor: Tensor | None = None) -> Statistics:
+        if not plan or data is None:
+            return Statistics()
+        return collect(
+            model=model, adapter=adapter, mixers=mixers, plan=plan, batches=data,
+            description=description, total=data.total, show=show, head_divisor=head_divisor,
+        )  # fmt: skip
+
+    def turn(transforms: Mapping[int, Transforms]) -> None:
+        for layer, mixer in mixers.items():
+            mixer.transforms = transforms[layer]
+
+    ranges = seen(smoothing_plan(recipe, mixers), "channel ranges")
+    transforms = find_transforms(recipe, mixers, ranges)
+    head_divisor = find_head_divisor(recipe, model=model, adapter=adapter, statistics=ranges)
+    turn(transforms)
+    statistics = seen(plan, "calibrating", head_divisor)
+    alphas = cover_vocabulary(
+        statistics.alphas(plan), model=model, adapter=adapter, mixers=mixers, plan=plan, show=show,
+        head_divisor=head_divisor,
+    )  # fmt: skip
+    transforms = reach_channels(recipe, mixers, transforms, statistics=ranges, alphas=alphas)
+    turn(transforms)
+    return Calibrated(transforms, head_divisor, statistics, alphas)
 
 
 def head_scale(alphas: Mapping[str, Tensor], divisor: Tensor | None) -> Tensor | None:

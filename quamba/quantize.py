@@ -147,29 +147,10 @@ def _convert(
 ) -> tuple[dict[int, AnyMixer], dict[str, nn.Module], Quantization]:
     """Everything that can fail: the new modules, filled, while the model still has its float mixers."""
     plan = calibration.static_plan(recipe, mixers)
-    smoothing = calibration.smoothing_plan(recipe, mixers)
-    ranges = statistics = calibration.Statistics()
-    if smoothing and data is not None:
-        ranges = calibration.collect(
-            model=model, adapter=adapter, mixers=mixers, plan=smoothing, batches=data,
-            description="channel ranges", total=data.total, show=progress,
-        )  # fmt: skip
-    transforms = calibration.find_transforms(recipe, mixers, ranges)
-    head_divisor = calibration.find_head_divisor(recipe, model=model, adapter=adapter, statistics=ranges)
-    for layer, mixer in mixers.items():
-        mixer.transforms = transforms[layer]
-    if plan and data is not None:
-        statistics = calibration.collect(
-            model=model, adapter=adapter, mixers=mixers, plan=plan, batches=data,
-            description="calibrating", total=data.total, show=progress, head_divisor=head_divisor,
-        )  # fmt: skip
-    alphas = calibration.cover_vocabulary(
-        statistics.alphas(plan), model=model, adapter=adapter, mixers=mixers, plan=plan, show=progress,
-        head_divisor=head_divisor,
-    )  # fmt: skip
-    transforms = calibration.reach_channels(recipe, mixers, transforms, statistics=ranges, alphas=alphas)
-    for layer, mixer in mixers.items():
-        mixer.transforms = transforms[layer]
+    found = calibration.calibrate(
+        recipe, model=model, adapter=adapter, mixers=mixers, plan=plan, data=data, show=progress
+    )
+    transforms, head_divisor, alphas = found.transforms, found.head_divisor, found.alphas
 
     def measure(alphas: dict[str, Tensor]) -> dict[str, SiteStatistics]:
         if data is None or not alphas:
@@ -196,12 +177,12 @@ def _convert(
             converted[layer] = _float_mixer(mixer, transforms[layer])
     ends = _filled_ends(model=model, adapter=adapter, recipe=recipe, alphas=alphas, head_divisor=head_divisor)
     if searching and data is not None:
-        found = search.search_clips(
+        clips = search.search_clips(
             model=model, adapter=adapter, mixers=mixers, converted=converted, ends=ends, transforms=transforms,
-            statistics=statistics, plan=plan, batches=data.first(search.SEQUENCES), progress=progress,
+            statistics=found.statistics, plan=plan, batches=data.first(search.SEQUENCES), progress=progress,
         )  # fmt: skip
-        alphas |= {f"layers.{layer}.x": alpha for layer, (_, alpha) in found.items()}
-        specs = {layer: replace(plan[f"layers.{layer}.x"], percentile=level) for layer, (level, _) in found.items()}
+        alphas |= {f"layers.{layer}.x": alpha for layer, (_, alpha) in clips.items()}
+        specs = {layer: replace(plan[f"layers.{layer}.x"], percentile=level) for layer, (level, _) in clips.items()}
         recipe = recipe.with_overrides(Override(f"layers.{layer}.x", spec) for layer, spec in specs.items())
         measured = measure(alphas)
     return converted, ends, Quantization(recipe=recipe, statistics=measured)

@@ -136,35 +136,20 @@ def study(opened_model: OpenModel, recipe: Recipe, calib_data: Iterable[Any], *,
     recipe.check(mixers)
     data = KeptBatches(calib_data, samples=None, device=opened_model.device)
 
-    def collect(plan: calibration.Plan, description: str, head_divisor: Tensor | None = None) -> calibration.Statistics:
-        return calibration.collect(
-            model=model, adapter=adapter, mixers=mixers, plan=plan, batches=data,
-            description=description, total=data.total, show=progress, head_divisor=head_divisor,
-        )  # fmt: skip
-
-    smoothing = calibration.smoothing_plan(recipe, mixers)
-    ranges = collect(smoothing, "channel ranges") if smoothing else calibration.Statistics()
-    transforms = calibration.find_transforms(recipe, mixers, ranges)
-    head_divisor = calibration.find_head_divisor(recipe, model=model, adapter=adapter, statistics=ranges)
     plan = calibration.static_plan(recipe, mixers)
     try:
-        for layer, mixer in mixers.items():
-            mixer.transforms = transforms[layer]
-        statistics = collect(plan, "calibrating", head_divisor) if plan else calibration.Statistics()
-        alphas = calibration.cover_vocabulary(
-            statistics.alphas(plan), model=model, adapter=adapter, mixers=mixers, plan=plan, show=progress,
-            head_divisor=head_divisor,
-        )  # fmt: skip
-        transforms = calibration.reach_channels(recipe, mixers, transforms, statistics=ranges, alphas=alphas)
+        found = calibration.calibrate(
+            recipe, model=model, adapter=adapter, mixers=mixers, plan=plan, data=data, show=progress
+        )
     finally:
         for mixer in mixers.values():
             mixer.transforms = Transforms()
     return Study(
         opened=opened_model,
         recipe=recipe,
-        transforms=transforms,
-        head_divisor=head_divisor,
-        alphas=alphas,
+        transforms=found.transforms,
+        head_divisor=found.head_divisor,
+        alphas=found.alphas,
         y_alphas=_scan_ranges(opened_model, data),
     )
 
