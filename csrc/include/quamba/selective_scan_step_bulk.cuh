@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
   const bool asks = lane < slots && lane < count && valid > 0;
   if (asks && in_first_wave(kBulkStepBlocks)) prefetch(state + times(lane, p.state_batch), bytes);
   if (lane == 0) {
-    for (int i = 0; i < slots; ++i) bulk_barrier(full + i);
+    for (int i = 0; i < slots; ++i) barrier_init(full + i, 1);
     show_to_bulk_copies();
   }
   __syncwarp();
@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
       char* const place = ring + slot * kBulkStepSlot;
       float* const own = reinterpret_cast<float*>(place) + lane * kBulkStepStates;
       const float* const bc = narrow + i * 32;
-      bulk_wait(full + slot, parity);
+      barrier_wait(full + slot, parity);
       float y[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
