@@ -78,7 +78,7 @@ def units() -> list[Unit]:
     for name, cpp in TYPES.items():
         tiles = ["k128x128", "k64x64"]
         if name != "float":
-            tiles += ["k128x256", "k128x192", "k256x160", "k128x160"]
+            tiles += ["k128x256", "k128x192", "k128x160"]
         if name == "int8":
             tiles += ["k64x80", "k256x192"]
         for residual in (0, 1):

@@ -69,8 +69,7 @@ constexpr struct {
               {"strips", LinearKernel::kStrips},   {"128x256", LinearKernel::k128x256},
               {"128x192", LinearKernel::k128x192}, {"128x128", LinearKernel::k128x128},
               {"64x64", LinearKernel::k64x64},     {"64x80", LinearKernel::k64x80},
-              {"256x160", LinearKernel::k256x160}, {"128x160", LinearKernel::k128x160},
-              {"256x192", LinearKernel::k256x192}};
+              {"128x160", LinearKernel::k128x160}, {"256x192", LinearKernel::k256x192}};
 
 bool takes_short(const LinearParams& p) {
   constexpr int64_t kStride = int64_t{1} << 31;
@@ -121,7 +120,7 @@ LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bo
       if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : chosen;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
                  "; expected dot, rows4, rows8, rows16, ring, short, strips, 128x256, 128x192, 128x128, 64x64, 64x80, "
-                 "256x160, 128x160, 256x192 or model");
+                 "128x160, 256x192 or model");
     return modelled;
   }
   return chosen;

@@ -23,7 +23,6 @@ enum class LinearKernel : int8_t {
   k128x128,
   k64x64,
   k64x80,
-  k256x160,
   k128x160,
   k256x192
 };

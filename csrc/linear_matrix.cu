@@ -21,8 +21,6 @@ cudaError_t matrix_sm90(const LinearParams& p, LinearKernel kernel, void* worksp
         return linear_sm90<Out, kResidual, Tile::k128x256>(p, workspace, bytes, stream);
       case LinearKernel::k128x192:
         return linear_sm90<Out, kResidual, Tile::k128x192>(p, workspace, bytes, stream);
-      case LinearKernel::k256x160:
-        return linear_sm90<Out, kResidual, Tile::k256x160>(p, workspace, bytes, stream);
       case LinearKernel::k128x160:
         return linear_sm90<Out, kResidual, Tile::k128x160>(p, workspace, bytes, stream);
       default:

@@ -28,74 +28,45 @@ struct CutlassType<__nv_bfloat16> {
   using type = cutlass::bfloat16_t;
 };
 
+// Rows and columns of the result, and of K at a time, and thread blocks that read x or the weight together.
+template <int kRows, int kColumns, int kInner, int kBlocksOfRows, int kBlocksOfColumns>
+struct Cut {
+  using TileShape = cute::Shape<Int<kRows>, Int<kColumns>, Int<kInner>>;
+  using Cluster = cute::Shape<Int<kBlocksOfRows>, Int<kBlocksOfColumns>, Int<1>>;
+};
+struct Cooperative {
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+};
+struct Pingpong {
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
+struct OneGroup {
+  using Mainloop = cutlass::gemm::KernelTmaWarpSpecialized;
+  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
+};
+
 template <Tile kTile>
 struct Geometry;
 template <>
-struct Geometry<Tile::k128x256> {
-  using TileShape = cute::Shape<Int<128>, Int<256>, Int<128>>;
-  using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
-};
+struct Geometry<Tile::k128x256> : Cut<128, 256, 128, 2, 1>, Cooperative {};
 template <>
-struct Geometry<Tile::k128x192> {
-  using TileShape = cute::Shape<Int<128>, Int<192>, Int<128>>;
-  using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
-};
+struct Geometry<Tile::k128x192> : Cut<128, 192, 128, 2, 1>, Cooperative {};
 template <>
-struct Geometry<Tile::k128x128> {
-  using TileShape = cute::Shape<Int<128>, Int<128>, Int<128>>;
-  using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
-};
+struct Geometry<Tile::k128x128> : Cut<128, 128, 128, 2, 1>, Pingpong {};
 template <>
-struct Geometry<Tile::k64x64> {
-  using TileShape = cute::Shape<Int<64>, Int<64>, Int<256>>;
-  using Cluster = cute::Shape<Int<1>, Int<1>, Int<1>>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecialized;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
-};
-
+struct Geometry<Tile::k64x64> : Cut<64, 64, 256, 1, 1>, OneGroup {};
 // 10240 columns, the W_in of mamba-2.8b, are 128 of these: one pass over the device, each block with 205 KB of the
 // weight to stream. Two blocks get x from one read.
 template <>
-struct Geometry<Tile::k64x80> {
-  using TileShape = cute::Shape<Int<64>, Int<80>, Int<128>>;
-  using Cluster = cute::Shape<Int<1>, Int<2>, Int<1>>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecialized;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
-};
-
-// 2560 columns, the W_out of mamba-2.8b, for 2048 rows are 128 of these, one pass over the device. Two blocks get x from
-// one read: it is more than their weights.
+struct Geometry<Tile::k64x80> : Cut<64, 80, 128, 1, 2>, OneGroup {};
+// 2560 columns, the W_out of mamba-2.8b, for 2048 rows are 256 of these, two a multiprocessor, which take turns.
 template <>
-struct Geometry<Tile::k256x160> {
-  using TileShape = cute::Shape<Int<256>, Int<160>, Int<128>>;
-  using Cluster = cute::Shape<Int<1>, Int<2>, Int<1>>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
-};
-
-// The same cut in two that take turns, for 1024 rows or where one half's rescaling should meet the other's products.
-template <>
-struct Geometry<Tile::k128x160> {
-  using TileShape = cute::Shape<Int<128>, Int<160>, Int<128>>;
-  using Cluster = cute::Shape<Int<2>, Int<1>, Int<1>>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
-};
-
+struct Geometry<Tile::k128x160> : Cut<128, 160, 128, 2, 1>, Pingpong {};
 // 3072 columns, the W_in of mamba-130m, for 2048 rows are 128 of these.
 template <>
-struct Geometry<Tile::k256x192> {
-  using TileShape = cute::Shape<Int<256>, Int<192>, Int<128>>;
-  using Cluster = cute::Shape<Int<1>, Int<2>, Int<1>>;
-  using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
-  using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
-};
+struct Geometry<Tile::k256x192> : Cut<256, 192, 128, 1, 2>, Cooperative {};
 
 // x / scale as `quamba::divide` does it, for the visitor tree, which then converts to int8 with saturation.
 template <typename T>
@@ -128,72 +99,11 @@ using ScaleTree = fusion::Sm90EVT<Compute<cutlass::multiplies>, PerRow, PerColum
 using ScaledTree = fusion::Sm90EVT<Compute<cutlass::multiplies>, ScaleTree, fusion::Sm90AccFetch>;
 using Residual = std::conditional_t<kResidual, Out, void>;
 
-// The residual, which comes through a short ring of shared memory, asked for into the second-level cache as its tile
-// begins: where tiles are one pass over the device, all blocks would wait for memory at their end.
-template <typename Element>
-struct ResidualAhead : fusion::Sm90SrcFetch<Element> {
-  struct Arguments {
-    const Element* data = nullptr;
-    int64_t row = 0;  // stride
-  };
-  using Params = Arguments;
-  struct SharedStorage {};
-
-  template <class Problem>
-  static constexpr Params to_underlying_arguments(Problem const&, Arguments const& arguments, void*) {
-    return arguments;
-  }
-  template <class Problem>
-  static bool can_implement(Problem const&, Arguments const&) {
-    return true;
-  }
-  template <class Problem>
-  static size_t get_workspace_size(Problem const&, Arguments const&) {
-    return 0;
-  }
-  template <class Problem>
-  static cutlass::Status initialize_workspace(Problem const&, Arguments const&, void*, cudaStream_t,
-                                              cutlass::CudaHostAdapter* = nullptr) {
-    return cutlass::Status::kSuccess;
-  }
-
-  CUTLASS_HOST_DEVICE ResidualAhead() {}
-  CUTLASS_HOST_DEVICE ResidualAhead(Params const& params, SharedStorage const&) : residual(params) {}
-
-  struct Callbacks : fusion::EmptyProducerLoadCallbacks {
-    Params residual;
-    int rows, columns, m0, n0, lane;  // rows and columns of the result
-
-    CUTLASS_DEVICE void begin() {
-      constexpr int kRows = size<0>(TileShape{}), kColumns = size<1>(TileShape{});
-      const int width = columns - n0 < kColumns ? columns - n0 : kColumns;
-      for (int m = m0 + lane; m < m0 + kRows && m < rows; m += cutlass::NumThreadsPerWarp)
-        prefetch(residual.data + m * residual.row + n0, static_cast<uint32_t>(width * sizeof(Element)));
-    }
-  };
-
-  template <class... Args>
-  CUTLASS_DEVICE auto get_producer_load_callbacks(fusion::detail::ProducerLoadArgs<Args...> const& args) {
-    const auto [m, n, k, batch] = args.tile_coord_mnkl;
-    return Callbacks{{},
-                     residual,
-                     static_cast<int>(get<0>(args.problem_shape_mnkl)),
-                     static_cast<int>(get<1>(args.problem_shape_mnkl)),
-                     static_cast<int>(m) * size<0>(TileShape{}),
-                     static_cast<int>(n) * size<1>(TileShape{}),
-                     args.thread_idx};
-  }
-
-  Params residual;
-};
-constexpr bool kAhead = kResidual && Tile::QUAMBA_TILE == Tile::k256x160;
-using FetchResidual = std::conditional_t<kAhead, ResidualAhead<Out>, fusion::Sm90SrcFetch<Out>>;
-
 using FloatTree =
     std::conditional_t<kResidual,
                        fusion::Sm90EVT<Compute<cutlass::plus, Out>,
                                        fusion::Sm90EVT<Compute<cutlass::plus>, ScaledTree, PerColumn>,
-                                       FetchResidual>,
+                                       fusion::Sm90SrcFetch<Out>>,
                        fusion::Sm90EVT<Compute<cutlass::plus, std::conditional_t<kQuantize, float, Out>>, ScaledTree,
                                        PerColumn>>;
 using Tree = std::conditional_t<kQuantize, fusion::Sm90EVT<Compute<Divide, Out>, FloatTree, PerColumn>, FloatTree>;
@@ -227,10 +137,7 @@ typename T::Arguments tree_arguments(const LinearParams& p) {
   const typename PerColumn::Arguments shift{bias, 0.0f, {_0{}, true, 0}};
   const typename ScaleTree::Arguments scale{per_row, per_column, {}};
   const typename ScaledTree::Arguments scaled{scale, {}, {}};
-  if constexpr (kAhead) {
-    return typename T::Arguments{
-        {scaled, shift, {}}, {static_cast<const Out*>(p.residual.data), p.residual_row}, {}};
-  } else if constexpr (kResidual) {
+  if constexpr (kResidual) {
     return typename T::Arguments{{scaled, shift, {}}, {}, {}};
   } else if constexpr (kQuantize) {
     const typename PerColumn::Arguments out{p.out_scale.data, 1.0f, {_0{}, p.out_scale.stride != 0, 0}};

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "linear_short.h"
 #include "quamba/linear_strips.cuh"
 #include "tensor_map.h"
 
@@ -56,11 +57,7 @@ cudaError_t start(const LinearParams& p, int processors, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t linear_strips(const LinearParams& p, int processors, cudaStream_t stream) {
-  if (p.inner <= 64) return start<2>(p, processors, stream);
-  if (p.inner <= 96) return start<3>(p, processors, stream);
-  if (p.inner <= 128) return start<4>(p, processors, stream);
-  if (p.inner <= 160) return start<5>(p, processors, stream);
-  return start<8>(p, processors, stream);
+  return with_short_steps(p.inner, [&](auto steps) { return start<steps.value>(p, processors, stream); });
 }
 
 }  // namespace quamba
