@@ -13,6 +13,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -134,8 +135,43 @@ inline bool vectorizable(const Rows& r, int count, int size) {
          (r.rows <= 1 || r.row_stride % count == 0);
 }
 
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(sizes[i], 1)) strides[i] = stride;
+  return strides;
+}
+
+// A contiguous tensor on the device of `like`. This and the views below go by torch's C functions:
+// torch::stable::new_empty, view and narrow look an op up by its name at every call, and box its arguments.
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), aoti_torch_device_type_cuda(),
+      like.get_device_index(), &made));
+  return Tensor(made);
+}
+
+// A contiguous tensor's elements in other sizes.
+inline Tensor reshaped(const Tensor& t, const std::vector<int64_t>& sizes) {
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                        strides.data(), 0, &made));
+  return Tensor(made);
+}
+
+// Elements [first, first + size) of the last dimension.
+inline Tensor part(const Tensor& t, int64_t first, int64_t size) {
+  const auto shape = t.sizes(), steps = t.strides();
+  std::vector<int64_t> sizes(shape.begin(), shape.end());
+  sizes.back() = size;
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), t.dim(), sizes.data(), steps.data(),
+                                                        first * steps[steps.size() - 1], &made));
+  return Tensor(made);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }

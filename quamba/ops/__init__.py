@@ -9,10 +9,11 @@ from quamba.ops.hadamard_inverse import hadamard_inverse
 from quamba.ops.hadamard_quant import hadamard, hadamard_quant
 from quamba.ops.linear import linear
 from quamba.ops.linear_conv1d_step import linear_conv1d_step
+from quamba.ops.mixer_prefill import mixer_prefill
 from quamba.ops.mixer_step import mixer_step
 from quamba.ops.mixers_step import mixers_step
 from quamba.ops.quantize import quantize, quantize_per_token
-from quamba.ops.registry import OPS, Op, reference, references_forced
+from quamba.ops.registry import OPS, Op, reference, references_forced, watched
 from quamba.ops.rms_norm_quant import rms_norm_quant
 from quamba.ops.selective_scan import selective_scan, selective_scan_dt_step, selective_scan_step
 
@@ -29,6 +30,7 @@ __all__ = [
     "hadamard_quant",
     "linear",
     "linear_conv1d_step",
+    "mixer_prefill",
     "mixer_step",
     "mixers_step",
     "quantize",
@@ -39,4 +41,5 @@ __all__ = [
     "selective_scan",
     "selective_scan_dt_step",
     "selective_scan_step",
+    "watched",
 ]
