@@ -47,6 +47,7 @@ class Unit:
 
 def units() -> list[Unit]:
     plain = [
+        "block",
         "causal_conv1d",
         "embedding",
         "hadamard_quant",

@@ -158,7 +158,7 @@ class QuantizedMixer(nn.Module):
     def _collect(self) -> None:
         """Gather the arguments of the ops for whole blocks once: reading thirty buffers takes longer than some ops."""
         self.step_arguments: tuple[Any, ...] | None = None
-        self.prefill_arguments: tuple[Any, ...] | None = None
+        self.block: ops.Block | None = None
         route, c = self.route, self.config
         if not (self.ready and route.one_step):
             return
@@ -207,7 +207,7 @@ class QuantizedMixer(nn.Module):
             self.step_arguments = block
         # A CPU gains nothing by it.
         if self.A.is_cuda:
-            self.prefill_arguments = block
+            self.block = ops.Block(*block)
 
     def state_dtype(self) -> torch.dtype:
         """The dtype of the convolution's state: int8, or float where x0 is."""
@@ -269,10 +269,10 @@ class QuantizedMixer(nn.Module):
                 token: Tensor = ops.mixer_step(hidden, *self.step_arguments, out_dtype, state.conv, state.ssm)
                 return token[:, None]
         wide = self._float(hidden)
-        if not step and self.prefill_arguments is not None and not ops.watched():
+        if not step and self.block is not None and not ops.watched():
             out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
             states = (None, None) if state is None else (state.conv, state.ssm)
-            sequence: Tensor = ops.mixer_prefill(hidden, *self.prefill_arguments, wide, out_dtype, mask, *states)
+            sequence: Tensor = ops.mixer_prefill(hidden, self.block.number, wide, out_dtype, mask, *states)
             return sequence
 
         u, u_scale = self._normed(hidden, "u", self.norm_weight, c.norm_eps)

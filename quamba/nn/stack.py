@@ -10,7 +10,7 @@ from quamba.errors import SizeError
 from quamba.nn.config import MixerState
 from quamba.nn.mixer import Mixer
 from quamba.nn.quantized_mixer import QuantizedMixer
-from quamba.ops.mixer_step import packed
+from quamba.ops.block import packed
 from quamba.ops.mixers_step import CUDA_TOKENS
 
 # Sequences in a call of `run`; beyond, a CUDA device is faster with the mixers one by one.

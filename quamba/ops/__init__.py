@@ -3,6 +3,7 @@
 B batch, L sequence length, E d_model, D inner width, N state size, K conv width, R dt rank.
 """
 
+from quamba.ops.block import Block
 from quamba.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from quamba.ops.embedding import embedding
 from quamba.ops.hadamard_inverse import hadamard_inverse
@@ -21,6 +22,7 @@ from quamba.ops import cuda as cuda  # isort: skip  # after the ops, whose kerne
 
 __all__ = [
     "OPS",
+    "Block",
     "Op",
     "causal_conv1d",
     "causal_conv1d_step",

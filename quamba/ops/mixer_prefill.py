@@ -1,21 +1,28 @@
 """mixer_prefill: whole sequences through a block whose sites are all static int8, in one call."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from quamba.ops.block import arguments_of
 from quamba.ops.causal_conv1d import causal_conv1d, causal_conv1d_reference
 from quamba.ops.cpu.linear import linear_cpu
 from quamba.ops.hadamard_quant import hadamard_quant_cpu, hadamard_quant_reference
 from quamba.ops.linear import linear_reference
-from quamba.ops.mixer_step import BLOCK_SCHEMA, Parts, composed
+from quamba.ops.mixer_step import Parts, composed
 from quamba.ops.registry import register
 from quamba.ops.rms_norm_quant import rms_norm_quant_cpu, rms_norm_quant_reference
 from quamba.ops.selective_scan import selective_scan, selective_scan_reference
 
 
-def mixer_prefill_reference(hidden: Tensor, *arguments: Any) -> Tensor:
+def mixer_prefill_reference(
+    hidden: Tensor,
+    block: int,
+    wide_dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    mask: Tensor | None,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
+) -> Tensor:
     """Sequences through norm, W_in, convolution, W_x, W_dt, scan, gate and W_out, every product in int8.
 
     The meaning is the composition of the ops' references, `quamba.ops.mixer_step.composed`, with the ops of sequences
@@ -23,7 +30,7 @@ def mixer_prefill_reference(hidden: Tensor, *arguments: Any) -> Tensor:
 
     Args:
         hidden: (B, L, E) any float dtype.
-        norm_weight to residual: as for `mixer_step_reference`.
+        block: the number of a `quamba.ops.Block` that is alive.
         wide_dtype: float dtype of what stays float between two ops: the rotation's input, dt without a scale, and d, B
             and C before their norms.
         out_dtype: float dtype of the result.
@@ -34,8 +41,10 @@ def mixer_prefill_reference(hidden: Tensor, *arguments: Any) -> Tensor:
 
     Returns:
         (B, L, E) of out_dtype.
+
+    Raises:
+        ValueError: there is no block of that number.
     """
-    *block, wide_dtype, out_dtype, mask, conv_state, ssm_state = arguments
     parts = Parts(
         rms_norm_quant=rms_norm_quant_reference,
         linear=linear_reference,
@@ -43,16 +52,31 @@ def mixer_prefill_reference(hidden: Tensor, *arguments: Any) -> Tensor:
         convolve=lambda *arguments: causal_conv1d_reference(*arguments[:-1], mask, arguments[-1]),
         scan=selective_scan_reference,
     )
-    return composed(parts, wide_dtype, hidden, *block, out_dtype, conv_state, ssm_state)
+    return composed(parts, wide_dtype, hidden, *arguments_of(block), out_dtype, conv_state, ssm_state)
 
 
-def mixer_prefill_fake(hidden: Tensor, *arguments: Any) -> Tensor:
-    return torch.empty_like(hidden, dtype=arguments[-4], memory_format=torch.contiguous_format)
+def mixer_prefill_fake(
+    hidden: Tensor,
+    block: int,
+    wide_dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    mask: Tensor | None,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
+) -> Tensor:
+    return torch.empty_like(hidden, dtype=out_dtype, memory_format=torch.contiguous_format)
 
 
-def mixer_prefill_cpu(hidden: Tensor, *arguments: Any) -> Tensor:
+def mixer_prefill_cpu(
+    hidden: Tensor,
+    block: int,
+    wide_dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    mask: Tensor | None,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
+) -> Tensor:
     """See `mixer_prefill_reference`."""
-    *block, wide_dtype, out_dtype, mask, conv_state, ssm_state = arguments
     parts = Parts(
         rms_norm_quant=rms_norm_quant_cpu,
         linear=linear_cpu,
@@ -60,12 +84,12 @@ def mixer_prefill_cpu(hidden: Tensor, *arguments: Any) -> Tensor:
         convolve=lambda *arguments: causal_conv1d.cpu(*arguments[:-1], mask, arguments[-1]),
         scan=selective_scan.cpu,
     )
-    return composed(parts, wide_dtype, hidden, *block, out_dtype, conv_state, ssm_state)
+    return composed(parts, wide_dtype, hidden, *arguments_of(block), out_dtype, conv_state, ssm_state)
 
 
 mixer_prefill = register(
     "mixer_prefill",
-    f"({BLOCK_SCHEMA}, ScalarType wide_dtype, ScalarType out_dtype, Tensor? mask, Tensor(a!)? conv_state,"
+    "(Tensor hidden, int block, ScalarType wide_dtype, ScalarType out_dtype, Tensor? mask, Tensor(a!)? conv_state,"
     " Tensor(b!)? ssm_state) -> Tensor",
     reference=mixer_prefill_reference,
     fake=mixer_prefill_fake,

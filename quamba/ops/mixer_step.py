@@ -1,12 +1,13 @@
 """mixer_step: one token per sequence through a whole block whose sites are all static int8, in one call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quamba.ops.block import BLOCK_SCHEMA, packed
 from quamba.ops.causal_conv1d import causal_conv1d_step_cpu, causal_conv1d_step_reference
 from quamba.ops.cpu.linear import linear_cpu
 from quamba.ops.cpu.mixer_step import mixer_step_native
@@ -170,31 +171,6 @@ def mixer_step_cpu(hidden: Tensor, *arguments: Any) -> Tensor:
     return composed(_CPU, torch.float32, hidden, *arguments) if out is None else out
 
 
-# Where the arguments after hidden, up to residual, go in mixers_step: floats, flags, and tensors, which are the others.
-NORM_EPS, DBC_EPS, ROTATE, RESIDUAL = 1, 18, 26, 31
-TENSORS, FLOATS, FLAGS = 28, 2, 3
-
-
-def packed(blocks: Sequence[tuple[Any, ...]]) -> tuple[list[Tensor | None], list[float], list[int]]:
-    """The blocks' arguments as `mixers_step` takes them.
-
-    Args:
-        blocks: for each block the arguments of `mixer_step` from norm_weight to residual.
-
-    Returns:
-        Tensors, floats and flags, block after block.
-    """
-    tensors: list[Tensor | None] = []
-    floats: list[float] = []
-    flags: list[int] = []
-    for block in blocks:
-        dbc_eps = block[DBC_EPS]
-        tensors += [a for i, a in enumerate(block) if i not in (NORM_EPS, DBC_EPS, ROTATE, RESIDUAL)]
-        floats += [block[NORM_EPS], 0.0 if dbc_eps is None else dbc_eps]
-        flags += [dbc_eps is not None, block[ROTATE], block[RESIDUAL]]
-    return tensors, floats, [int(flag) for flag in flags]
-
-
 def mixer_step_cuda(hidden: Tensor, *arguments: Any) -> Tensor:
     """A stack of one block."""
     *block, out_dtype, conv_state, ssm_state = arguments
@@ -203,15 +179,6 @@ def mixer_step_cuda(hidden: Tensor, *arguments: Any) -> Tensor:
     return out
 
 
-# hidden, and the arguments that describe a block.
-BLOCK_SCHEMA = (
-    "Tensor hidden, Tensor norm_weight, float norm_eps, Tensor u_scale, Tensor in_weight, Tensor in_weight_scale,"
-    " Tensor? in_bias, Tensor xz_scale, Tensor conv_weight, Tensor conv_weight_scale, Tensor? conv_bias,"
-    " Tensor x_scale, Tensor x_weight, Tensor x_weight_scale, Tensor x_in_scale, Tensor x_scan_scale,"
-    " Tensor? d_norm_weight, Tensor? B_norm_weight, Tensor? C_norm_weight, float? dbc_eps, Tensor dbc_scale,"
-    " Tensor dt_weight, Tensor dt_weight_scale, Tensor? dt_scale, Tensor dt_bias, Tensor A, Tensor D, bool rotate,"
-    " Tensor g_scale, Tensor out_weight, Tensor out_weight_scale, Tensor? out_bias, bool residual"
-)
 mixer_step = register(
     "mixer_step",
     f"({BLOCK_SCHEMA}, ScalarType out_dtype, Tensor(a!) conv_state, Tensor(b!) ssm_state) -> Tensor",

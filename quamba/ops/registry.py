@@ -88,7 +88,7 @@ def register(
 
 
 def watched() -> bool:
-    """Whether something follows the ops one by one: a trace, a dispatch mode, a functional transform, the references."""
+    """Whether something follows the ops one by one: a trace, a dispatch mode, a transform, the references."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0

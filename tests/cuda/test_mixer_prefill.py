@@ -10,7 +10,7 @@ import quamba
 from quamba import ops
 from quamba.models.adapter import find_adapter, quantized_layers
 from tests.cuda.test_mixers_step import moved
-from tests.ops.test_mixer_prefill import CHANGES, NAMES, arguments, op_by_op
+from tests.ops.test_mixer_prefill import CHANGES, NAMES, arguments, op_by_op, together
 from tests.test_quantize import make_model, tokens
 
 SHAPE = {"model": 768, "inner": 1536, "size": 16, "rank": 48, "dtype": torch.float16, "wide": torch.float16}
@@ -26,13 +26,13 @@ WIDE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", WIDE)
 def test_equals_the_single_ops(name: str) -> None:
     args = arguments(**WIDE[name])
-    together, apart = moved(args), moved(args)
-    out, expected = ops.mixer_prefill(*together), op_by_op(apart)
+    first, second = moved(args), moved(args)
+    out, expected = together(first), op_by_op(second)
     assert out.dtype == args[NAMES.index("out_dtype")]
     assert out.is_contiguous()
-    for found, wanted in zip((out, *together), (expected, *apart), strict=True):
+    for found, wanted in zip((out, *first), (expected, *second), strict=True):
         assert torch.equal(found, wanted) if isinstance(found, Tensor) else found == wanted or found is wanted
-    on_cpu = ops.mixer_prefill(*args)
+    on_cpu = together(args)
     if out.numel() > 0:
         difference = (out.cpu().double() - on_cpu.double()).abs()
         assert float((difference > 0.03 * max(1.0, float(on_cpu.abs().max()))).double().mean()) <= 0.01
@@ -42,14 +42,14 @@ def test_equals_the_single_ops(name: str) -> None:
 def test_strided_hidden_states_and_states() -> None:
     args = arguments(mask=torch.bool, model=64, inner=128)
     expected = moved(args)
-    out = ops.mixer_prefill(*expected)
+    out = together(expected)
     for name in ("hidden", "conv_state", "ssm_state"):
         index = NAMES.index(name)
         fresh = moved(args)
         spread = torch.zeros((*args[index].shape, 2), dtype=args[index].dtype, device="cuda")
         spread[..., 0] = fresh[index]
         fresh[index] = spread[..., 0]
-        assert torch.equal(ops.mixer_prefill(*fresh), out)
+        assert torch.equal(together(fresh), out)
         assert torch.equal(spread[..., 0], expected[index])
         assert not spread[..., 1].any()
 
@@ -70,10 +70,10 @@ def test_models_take_it(kind: str, dtype: torch.dtype, cache: bool, monkeypatch:
         return original(*args)
 
     monkeypatch.setattr(ops, "mixer_prefill", counted)
-    together = model(ids, attention_mask=mask, use_cache=cache).logits
+    found = model(ids, attention_mask=mask, use_cache=cache).logits
     mixers = [mixer for _, mixer in quantized_layers(find_adapter(model), model)]
     assert len(calls) == len(mixers)
     for mixer in mixers:
-        mixer.prefill_arguments = None
-    assert torch.equal(model(ids, attention_mask=mask, use_cache=cache).logits, together)
+        mixer.block = None
+    assert torch.equal(model(ids, attention_mask=mask, use_cache=cache).logits, found)
     assert len(calls) == len(mixers)

@@ -15,6 +15,7 @@ from tests.ops.test_mixer_step import arguments as step_arguments
 from tests.ops.test_mixer_step import assert_same_step
 
 NAMES = [*STEP_NAMES[:-3], "wide_dtype", "out_dtype", "mask", "conv_state", "ssm_state"]
+BLOCK = slice(1, NAMES.index("wide_dtype"))
 CHANGES: dict[str, dict[str, Any]] = {
     **{name: change for name, change in STEPS.items() if change.get("batch", 1) < 17},
     "one token": {"length": 1},
@@ -48,6 +49,13 @@ def arguments(
     values |= {"wide_dtype": wide, "mask": None if mask is None else padding.to(mask)}
     values |= {name: values[name] if name in states else None for name in ("conv_state", "ssm_state")}
     return [values[name] for name in NAMES]
+
+
+def together(args: list[Any]) -> Tensor:
+    """The block in one op."""
+    block = ops.Block(*args[BLOCK])
+    out: Tensor = ops.mixer_prefill(args[0], block.number, *args[BLOCK.stop :])
+    return out
 
 
 def op_by_op(args: list[Any]) -> Tensor:
@@ -102,14 +110,14 @@ def op_by_op(args: list[Any]) -> Tensor:
 @pytest.mark.parametrize("name", CHANGES)
 def test_equals_the_single_ops_and_the_reference(name: str) -> None:
     args = arguments(**CHANGES[name])
-    together, apart, referred = clone(args), clone(args), clone(args)
-    out, expected = ops.mixer_prefill(*together), op_by_op(apart)
+    first, second, third = clone(args), clone(args), clone(args)
+    out, expected = together(first), op_by_op(second)
     assert (out.shape, out.dtype) == (expected.shape, args[NAMES.index("out_dtype")])
     assert out.is_contiguous()
-    for found, wanted in zip((out, *together), (expected, *apart), strict=True):
+    for found, wanted in zip((out, *first), (expected, *second), strict=True):
         assert torch.equal(found, wanted) if isinstance(found, Tensor) else found == wanted or found is wanted
     with ops.reference():
-        wanted = ops.mixer_prefill(*referred)
+        wanted = together(third)
         assert torch.equal(wanted, op_by_op(clone(args)))
     if out.numel() > 0:
         difference = (out.double() - wanted.double()).abs()
@@ -122,10 +130,9 @@ def test_equals_the_single_ops_and_the_reference(name: str) -> None:
 def test_goes_on_like_single_steps(name: str) -> None:
     args = arguments(**STEPS[name])
     whole, steps = clone(args), clone(args)
-    out = ops.mixer_prefill(*whole)
-    block = steps[1 : NAMES.index("wide_dtype")]
+    out = together(whole)
     rows = [
-        ops.mixer_step(token[:, 0], *block, args[NAMES.index("out_dtype")], *steps[-2:])
+        ops.mixer_step(token[:, 0], *steps[BLOCK], args[NAMES.index("out_dtype")], *steps[-2:])
         for token in steps[0].split(1, dim=1)
     ]
     assert_same_step((torch.stack(rows, dim=1), *steps[-2:]), (out, *whole[-2:]))
@@ -139,22 +146,24 @@ def test_padding_counts_for_nothing() -> None:
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[1, :4] = False
     args[position] = mask
-    out = ops.mixer_prefill(*args)
+    out = together(args)
     short = [args[0][1:, 4:], *args[1:position], None, *args[position + 1 :]]
-    assert_close(out[1:, 4:], ops.mixer_prefill(*short))
+    assert_close(out[1:, 4:], together(short))
     assert not torch.equal(out[0, 4:], out[1, 4:])
 
 
 @pytest.mark.parametrize("name", ["plain", "learned norms", "mask", "no states", "half precision"])
 def test_registration(name: str) -> None:
-    check_registration(ops.mixer_prefill, arguments(**CHANGES[name]))
+    args = arguments(**CHANGES[name])
+    block = ops.Block(*args[BLOCK])
+    check_registration(ops.mixer_prefill, [args[0], block.number, *args[BLOCK.stop :]])
 
 
 @torch.no_grad()
 def test_strided_arguments() -> None:
     args = arguments(mask=torch.bool)
     expected = clone(args)
-    out = ops.mixer_prefill(*expected)
+    out = together(expected)
     for index, name in enumerate(NAMES):
         value = args[index]
         if not isinstance(value, Tensor) or value.dim() == 0:
@@ -163,7 +172,7 @@ def test_strided_arguments() -> None:
         spread[..., 0] = value
         fresh = clone(args)
         fresh[index] = spread[..., 0]
-        assert_close(ops.mixer_prefill(*fresh), out)
+        assert_close(together(fresh), out)
         assert not spread[..., 1].any()
         if name.endswith("_state"):
             assert_close(spread[..., 0], expected[index])
@@ -175,4 +184,4 @@ def test_wrong_dtypes_raise(name: str) -> None:
     index = NAMES.index(name)
     args[index] = args[index].to(torch.int32)
     with torch.no_grad(), pytest.raises((QuambaError, RuntimeError)):
-        ops.mixer_prefill(*args)
+        together(args)
