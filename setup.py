@@ -74,6 +74,7 @@ def units() -> list[Unit]:
         result.append(Unit("hadamard_quant_kernel.cu", f"hadamard_quant_{base}", (f"-DQUAMBA_BASE={base}",)))
     # Needs the asynchronous copies of Hopper; elsewhere a step takes the single ops.
     result.append(Unit("mixers_step.cu", "mixers_step", only="90a"))
+    result.append(Unit("blocks_step.cu", "blocks_step", only="90a"))
     for base in (0, 1, 12, 20):
         result.append(Unit("mixers_step_kernel.cu", f"mixers_step_{base}", (f"-DQUAMBA_BASE={base}",), only="90a"))
     result.append(Unit("linear_sm80.cu", "linear_sm80", NO_ASSERTS, only="80"))

@@ -23,4 +23,9 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
 
 Tensor hadamard_quant(const Tensor& x, const Tensor& scale);
 
+// On Hopper alone.
+Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tensors, const std::vector<double>& floats,
+                   const std::vector<int64_t>& flags, ScalarType out_dtype, const std::vector<Tensor>& conv_states,
+                   const std::vector<Tensor>& ssm_states);
+
 }  // namespace quamba

@@ -205,9 +205,7 @@ class QuantizedMixer(nn.Module):
         sizes = {"d_model": c.d_model, "d_inner": c.d_inner, "d_state": c.d_state, "dt_rank": c.dt_rank}
         if served(self.A.device, **sizes, rotate=route.rotate_g):
             self.step_arguments = block
-        # A CPU gains nothing by it.
-        if self.A.is_cuda:
-            self.block = ops.Block(*block)
+        self.block = ops.Block(*block)
 
     def state_dtype(self) -> torch.dtype:
         """The dtype of the convolution's state: int8, or float where x0 is."""
@@ -266,10 +264,15 @@ class QuantizedMixer(nn.Module):
             few = not hidden.is_cuda or hidden.shape[0] <= CUDA_TOKENS
             if state is not None and few and self.step_arguments is not None:
                 out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
-                token: Tensor = ops.mixer_step(hidden, *self.step_arguments, out_dtype, state.conv, state.ssm)
+                token: Tensor
+                if hidden.is_cuda and self.block is not None and not ops.watched():
+                    token = ops.blocks_step(hidden, [self.block.number], out_dtype, [state.conv], [state.ssm])
+                else:
+                    token = ops.mixer_step(hidden, *self.step_arguments, out_dtype, state.conv, state.ssm)
                 return token[:, None]
         wide = self._float(hidden)
-        if not step and self.block is not None and not ops.watched():
+        # A CPU gains nothing by one op for all.
+        if not step and hidden.is_cuda and self.block is not None and not ops.watched():
             out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
             states = (None, None) if state is None else (state.conv, state.ssm)
             sequence: Tensor = ops.mixer_prefill(hidden, self.block.number, wide, out_dtype, mask, *states)

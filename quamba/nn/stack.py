@@ -1,4 +1,4 @@
-"""Consecutive quantized mixers in one call per token: mixers_step, the persistent kernel."""
+"""Consecutive quantized mixers in one call per token: blocks_step, the persistent kernel."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,6 @@ from quamba.errors import SizeError
 from quamba.nn.config import MixerState
 from quamba.nn.mixer import Mixer
 from quamba.nn.quantized_mixer import QuantizedMixer
-from quamba.ops.block import packed
 from quamba.ops.mixers_step import CUDA_TOKENS
 
 # Sequences in a call of `run`; beyond, a CUDA device is faster with the mixers one by one.
@@ -45,7 +44,7 @@ def run(mixers: Sequence[QuantizedMixer], hidden: Tensor, states: Sequence[Mixer
     Raises:
         SizeError: a mixer does not take a token in one op.
     """
-    blocks = [mixer.step_arguments for mixer in mixers if mixer.step_arguments is not None]
+    blocks = [mixer.block.number for mixer in mixers if mixer.step_arguments is not None and mixer.block is not None]
     if len(blocks) != len(mixers):
         raise SizeError(
             f"found {len(mixers) - len(blocks)} of {len(mixers)} mixers that do not take a token in one op; expected "
@@ -53,5 +52,5 @@ def run(mixers: Sequence[QuantizedMixer], hidden: Tensor, states: Sequence[Mixer
         )
     out_dtype = torch.float32 if mixers[0].config.residual_in_fp32 else hidden.dtype
     convs, ssms = [state.conv for state in states], [state.ssm for state in states]
-    out: Tensor = ops.mixers_step(hidden, *packed(blocks), out_dtype, convs, ssms)
+    out: Tensor = ops.blocks_step(hidden, blocks, out_dtype, convs, ssms)
     return out

@@ -4,6 +4,7 @@ B batch, L sequence length, E d_model, D inner width, N state size, K conv width
 """
 
 from quamba.ops.block import Block
+from quamba.ops.blocks_step import blocks_step
 from quamba.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from quamba.ops.embedding import embedding
 from quamba.ops.hadamard_inverse import hadamard_inverse
@@ -24,6 +25,7 @@ __all__ = [
     "OPS",
     "Block",
     "Op",
+    "blocks_step",
     "causal_conv1d",
     "causal_conv1d_step",
     "embedding",

@@ -1,5 +1,6 @@
 """mixer_prefill on a CUDA device: the single ops' results bit for bit, and the CPU's."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -9,8 +10,11 @@ from torch import Tensor
 import quamba
 from quamba import ops
 from quamba.models.adapter import find_adapter, quantized_layers
+from quamba.ops.mixers_step import served
 from tests.cuda.test_mixers_step import moved
+from tests.ops.test_block import BLOCK
 from tests.ops.test_mixer_prefill import CHANGES, NAMES, arguments, op_by_op, together
+from tests.ops.test_mixers_step import KINDS, stack
 from tests.test_quantize import make_model, tokens
 
 SHAPE = {"model": 768, "inner": 1536, "size": 16, "rank": 48, "dtype": torch.float16, "wide": torch.float16}
@@ -77,3 +81,21 @@ def test_models_take_it(kind: str, dtype: torch.dtype, cache: bool, monkeypatch:
         mixer.block = None
     assert torch.equal(model(ids, attention_mask=mask, use_cache=cache).logits, found)
     assert len(calls) == len(mixers)
+
+
+@torch.no_grad()
+def test_kept_blocks_step_like_their_arguments() -> None:
+    if not served(torch.device("cuda"), d_model=64, d_inner=128, d_state=16, dt_rank=4, rotate=True):
+        pytest.skip("no kernel for a step through a stack on this device")
+    args, steps = stack(KINDS, model=64, inner=128, size=16, rank=4)
+    first, second = moved(args), moved(args)
+    blocks = [ops.Block(*moved(list(step[BLOCK]))) for step in steps]
+    numbers = [block.number for block in blocks]
+    out = ops.blocks_step(first[0], numbers, *first[4:])
+    assert torch.equal(out, ops.mixers_step(*second))
+    for found, wanted in zip((*first[-2], *first[-1]), (*second[-2], *second[-1]), strict=True):
+        assert torch.equal(found, wanted)
+    del blocks
+    gc.collect()
+    with pytest.raises(RuntimeError, match="found no block number"):
+        ops.blocks_step(first[0], numbers, *first[4:])
