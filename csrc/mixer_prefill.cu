@@ -6,6 +6,12 @@
 namespace quamba {
 namespace {
 
+constexpr int64_t kPlaceUnit = 512;  // bytes: what torch's own allocations are aligned to
+
+struct Place {
+  int64_t offset, bytes;
+};
+
 Tensor mixer_prefill(const Tensor& hidden, int64_t block, ScalarType wide_dtype, ScalarType out_dtype,
                      const OptionalTensor& mask, const OptionalTensor& conv_state, const OptionalTensor& ssm_state) {
   QUAMBA_CHECK(hidden.dim() == 3, "hidden has shape ", shape_of(hidden), "; expected (B, L, E)");
@@ -17,15 +23,44 @@ Tensor mixer_prefill(const Tensor& hidden, int64_t block, ScalarType wide_dtype,
   const bool norm_dbc = kept->flags[kBlockNormDbc], rotate = kept->flags[kBlockRotate];
   constexpr ScalarType kInt8 = ScalarType::Char;
   const OptionalTensor none;
+  const OptionalTensor& dt_scale = t[kBlockDtScale];
 
-  const Tensor u = rms_norm_quant(hidden, t[kBlockNormWeight], given(kBlockUScale), kept->floats[kBlockNormEps]);
-  const Tensor xz = linear(u, given(kBlockUScale), given(kBlockInWeight), given(kBlockInWeightScale), t[kBlockInBias],
-                           none, t[kBlockXzScale], kInt8);
-  const Tensor x = causal_conv1d(part(xz, 0, inner), scales[kBlockX0Scale], given(kBlockConvWeight),
-                                 t[kBlockConvWeightScale], t[kBlockConvBias], t[kBlockXScale], kInt8, mask, conv_state);
+  // What lies between the ops, in one allocation. u is done with when g comes, and so is x when the rotated g does.
+  const int64_t rows = hidden.size(0) * hidden.size(1), sums = rank + 2 * states;
+  const int64_t wide = size_of(type_of(wide_dtype, "wide_dtype"));
+  int64_t total = 0;
+  const auto place = [&total](int64_t bytes) {
+    const int64_t offset = total;
+    total += (bytes + kPlaceUnit - 1) / kPlaceUnit * kPlaceUnit;
+    return Place{offset, bytes};
+  };
+  const Place xz_place = place(2 * rows * inner), x_place = place(rows * inner),
+              dbc_place = place(rows * sums * (norm_dbc ? wide : 1)),
+              dt_place = place(rows * inner * (dt_scale ? 1 : wide)),
+              g_place = place(rows * std::max(inner * (rotate ? wide : 1), hidden.size(2)));
+  const Tensor pool = empty(hidden, {total}, kInt8);
+  const auto at = [&pool](const Place& p) { return Placed(pool, p.offset, p.bytes); };
 
-  const Tensor dbc = linear(x, given(kBlockXInScale), given(kBlockXWeight), given(kBlockXWeightScale), none, none,
-                            norm_dbc ? none : t[kBlockDbcScale], norm_dbc ? wide_dtype : kInt8);
+  const Tensor u = [&] {
+    const Placed placed = at(g_place);
+    return rms_norm_quant(hidden, t[kBlockNormWeight], given(kBlockUScale), kept->floats[kBlockNormEps]);
+  }();
+  const Tensor xz = [&] {
+    const Placed placed = at(xz_place);
+    return linear(u, given(kBlockUScale), given(kBlockInWeight), given(kBlockInWeightScale), t[kBlockInBias], none,
+                  t[kBlockXzScale], kInt8);
+  }();
+  const Tensor x = [&] {
+    const Placed placed = at(x_place);
+    return causal_conv1d(part(xz, 0, inner), scales[kBlockX0Scale], given(kBlockConvWeight), t[kBlockConvWeightScale],
+                         t[kBlockConvBias], t[kBlockXScale], kInt8, mask, conv_state);
+  }();
+
+  const Tensor dbc = [&] {
+    const Placed placed = at(dbc_place);
+    return linear(x, given(kBlockXInScale), given(kBlockXWeight), given(kBlockXWeightScale), none, none,
+                  norm_dbc ? none : t[kBlockDbcScale], norm_dbc ? wide_dtype : kInt8);
+  }();
   Tensor d = part(dbc, 0, rank), B = part(dbc, rank, states), C = part(dbc, rank + states, states);
   if (norm_dbc) {
     const double eps = kept->floats[kBlockDbcEps];
@@ -33,15 +68,23 @@ Tensor mixer_prefill(const Tensor& hidden, int64_t block, ScalarType wide_dtype,
     B = rms_norm_quant(B, t[kBlockBNormWeight], scales[kBlockBScale], eps);
     C = rms_norm_quant(C, t[kBlockCNormWeight], scales[kBlockCScale], eps);
   }
-  const OptionalTensor& dt_scale = t[kBlockDtScale];
-  const Tensor dt = linear(d, scales[kBlockDScale], given(kBlockDtWeight), given(kBlockDtWeightScale), none, none,
-                           dt_scale, dt_scale ? kInt8 : wide_dtype);
+  const Tensor dt = [&] {
+    const Placed placed = at(dt_place);
+    return linear(d, scales[kBlockDScale], given(kBlockDtWeight), given(kBlockDtWeightScale), none, none, dt_scale,
+                  dt_scale ? kInt8 : wide_dtype);
+  }();
 
-  Tensor g = selective_scan(x, t[kBlockXScanScale], dt, dt_scale, given(kBlockDtBias), given(kBlockA), B,
-                            scales[kBlockBScale], C, scales[kBlockCScale], given(kBlockD), part(xz, inner, inner),
-                            scales[kBlockZScale], rotate ? none : t[kBlockGScale], rotate ? wide_dtype : kInt8,
-                            ssm_state);
-  if (rotate) g = hadamard_quant(g, given(kBlockGScale));
+  Tensor g = [&] {
+    const Placed placed = at(g_place);
+    return selective_scan(x, t[kBlockXScanScale], dt, dt_scale, given(kBlockDtBias), given(kBlockA), B,
+                          scales[kBlockBScale], C, scales[kBlockCScale], given(kBlockD), part(xz, inner, inner),
+                          scales[kBlockZScale], rotate ? none : t[kBlockGScale], rotate ? wide_dtype : kInt8,
+                          ssm_state);
+  }();
+  if (rotate) {
+    const Placed placed = at(x_place);
+    g = hadamard_quant(g, given(kBlockGScale));
+  }
   const OptionalTensor left = kept->flags[kBlockResidual] ? OptionalTensor(hidden) : none;
   return linear(g, given(kBlockGScale), given(kBlockOutWeight), given(kBlockOutWeightScale), t[kBlockOutBias], left,
                 none, out_dtype);

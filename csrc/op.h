@@ -142,15 +142,58 @@ inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes
   return strides;
 }
 
+inline int32_t code_of(ScalarType dtype) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+}
+
+// While one of these lives, the next empty() lies in `pool`, int8 (bytes,), from byte `offset` on, where it needs no
+// more than so many bytes. So an op that is made of others has the results between them in one allocation.
+class Placed {
+ public:
+  Placed(const Tensor& pool, int64_t offset, int64_t bytes) : pool_(&pool), offset_(offset), bytes_(bytes) {
+    next() = this;
+  }
+  Placed(const Placed&) = delete;
+  Placed& operator=(const Placed&) = delete;
+  ~Placed() { next() = nullptr; }
+
+  // The one that lives, once; or null.
+  static const Placed* take() {
+    const Placed* const found = next();
+    next() = nullptr;
+    return found;
+  }
+  const Tensor& pool() const { return *pool_; }
+  int64_t offset() const { return offset_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  static const Placed*& next() {
+    static thread_local const Placed* placed = nullptr;
+    return placed;
+  }
+
+  const Tensor* pool_;
+  int64_t offset_, bytes_;
+};
+
 // A contiguous tensor on the device of `like`. This and the views below go by torch's C functions:
 // torch::stable::new_empty, view and narrow look an op up by its name at every call, and box its arguments.
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   const std::vector<int64_t> strides = contiguous_strides(sizes);
+  const auto dims = static_cast<int64_t>(sizes.size());
   AtenTensorHandle made = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), aoti_torch_device_type_cuda(),
-      like.get_device_index(), &made));
+  if (const Placed* const placed = Placed::take()) {
+    int64_t bytes = size_of(type_of(dtype, "a result"));
+    for (const int64_t size : sizes) bytes *= size;
+    if (bytes <= placed->bytes()) {
+      TORCH_ERROR_CODE_CHECK(aoti_torch__alloc_from_pool(placed->pool().get(), placed->offset(), code_of(dtype), dims,
+                                                         sizes.data(), strides.data(), &made));
+      return Tensor(made);
+    }
+  }
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), code_of(dtype),
+                                                  aoti_torch_device_type_cuda(), like.get_device_index(), &made));
   return Tensor(made);
 }
 

@@ -1,13 +1,22 @@
 """Our recurrent state inside transformers' caches (transformers 5.17 to 5.23 keep the same layer fields)."""
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from quamba import ops
 from quamba.errors import UnsupportedModelError
 from quamba.models.adapter import AnyMixer
 from quamba.nn.config import MixerState
+from quamba.ops.cache import Derived
+
+# States that were made for layers of a cache before these asked.
+_ahead: "weakref.WeakKeyDictionary[Any, dict[int, MixerState]]" = weakref.WeakKeyDictionary()
+# A model hands the same mask to every layer.
+_as_bool: Derived[Tensor] = Derived(lambda mask: mask.to(torch.bool))
 
 
 def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerState | None:
@@ -38,11 +47,38 @@ def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerSt
             "a quantized state cannot be rolled back"
         )
     if not entry.is_conv_states_initialized[0]:
-        fresh = mixer.new_state(hidden.shape[0], hidden.device)
-        entry.lazy_initialization(conv_states=fresh.conv)
-        entry.lazy_initialization(recurrent_states=fresh.ssm)
+        if not torch.compiler.is_compiling():
+            bind(cache, layer, _zeros(cache, layer, mixer, hidden))
+            # As the cache marks the tensors that it makes, for graphs that torch.compile captures.
+            for tensor in (entry.conv_states[0], entry.recurrent_states[0]):
+                torch._dynamo.mark_static_address(tensor)
+        else:
+            fresh = mixer.new_state(hidden.shape[0], hidden.device)
+            entry.lazy_initialization(conv_states=fresh.conv)
+            entry.lazy_initialization(recurrent_states=fresh.ssm)
     entry.has_previous_state[0] = True
     return MixerState(conv=entry.conv_states[0], ssm=entry.recurrent_states[0])
+
+
+def _zeros(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerState:
+    """A zero state for a layer, made for the later layers as well: on a CUDA device they are zeroed in one go.
+
+    Each has tensors of its own. A layer that turns out to need others has them made.
+    """
+    batch, device, c = hidden.shape[0], hidden.device, mixer.config
+    shapes = ((batch, c.d_inner, c.d_conv), (batch, c.d_inner, c.d_state))
+    expected = (*shapes, mixer.state_dtype(), device)
+    made = _ahead.setdefault(cache, {})
+    state = made.pop(layer, None)
+    if state is None or (state.conv.shape, state.ssm.shape, state.conv.dtype, state.ssm.device) != expected:
+        for later in range(layer, len(cache.layers)):
+            if later == layer or unused(cache, later):
+                conv = torch.empty(shapes[0], dtype=mixer.state_dtype(), device=device)
+                ssm = torch.empty(shapes[1], dtype=torch.float32, device=device)
+                made[later] = MixerState(conv=conv, ssm=ssm)
+        torch._foreach_zero_([tensor for state in made.values() for tensor in (state.conv, state.ssm)])
+        state = made.pop(layer)
+    return state
 
 
 def bind(cache: Any, layer: int, state: MixerState) -> None:
@@ -85,4 +121,6 @@ def padding_mask(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
     """The part of a (B, >= L) attention mask that covers these L tokens; None where it masks nothing to come."""
     if mask is None or mask.dim() != 2:
         return None
-    return mask[:, -hidden.shape[1] :] if mask.shape[1] != hidden.shape[1] else mask
+    if mask.shape[1] != hidden.shape[1]:
+        return mask[:, -hidden.shape[1] :]
+    return mask if ops.watched() else _as_bool(mask)
