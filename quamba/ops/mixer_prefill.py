@@ -1,5 +1,8 @@
 """mixer_prefill: whole sequences through a block whose sites are all static int8, in one call."""
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,41 @@ from quamba.ops.mixer_step import Parts, composed
 from quamba.ops.registry import register
 from quamba.ops.rms_norm_quant import rms_norm_quant_cpu, rms_norm_quant_reference
 from quamba.ops.selective_scan import selective_scan, selective_scan_reference
+
+
+# The convolution takes the mask before the state.
+_REFERENCES = Parts(
+    rms_norm_quant=rms_norm_quant_reference,
+    linear=linear_reference,
+    hadamard_quant=hadamard_quant_reference,
+    convolve=causal_conv1d_reference,
+    scan=selective_scan_reference,
+)
+_CPU = Parts(
+    rms_norm_quant=rms_norm_quant_cpu,
+    linear=linear_cpu,
+    hadamard_quant=hadamard_quant_cpu,
+    convolve=causal_conv1d.cpu,
+    scan=selective_scan.cpu,
+)
+
+
+def _composed(
+    parts: Parts,
+    hidden: Tensor,
+    block: int,
+    wide_dtype: torch.dtype,
+    out_dtype: torch.dtype,
+    mask: Tensor | None,
+    *states: Tensor | None,
+) -> Tensor:
+    def convolve(*arguments: Any) -> Tensor:
+        *others, state = arguments
+        out: Tensor = parts.convolve(*others, mask, state)
+        return out
+
+    arguments = [*arguments_of(block), out_dtype, *states]
+    return composed(replace(parts, convolve=convolve), wide_dtype, hidden, *arguments)
 
 
 def mixer_prefill_reference(
@@ -45,14 +83,7 @@ def mixer_prefill_reference(
     Raises:
         ValueError: there is no block of that number.
     """
-    parts = Parts(
-        rms_norm_quant=rms_norm_quant_reference,
-        linear=linear_reference,
-        hadamard_quant=hadamard_quant_reference,
-        convolve=lambda *arguments: causal_conv1d_reference(*arguments[:-1], mask, arguments[-1]),
-        scan=selective_scan_reference,
-    )
-    return composed(parts, wide_dtype, hidden, *arguments_of(block), out_dtype, conv_state, ssm_state)
+    return _composed(_REFERENCES, hidden, block, wide_dtype, out_dtype, mask, conv_state, ssm_state)
 
 
 def mixer_prefill_fake(
@@ -77,14 +108,7 @@ def mixer_prefill_cpu(
     ssm_state: Tensor | None,
 ) -> Tensor:
     """See `mixer_prefill_reference`."""
-    parts = Parts(
-        rms_norm_quant=rms_norm_quant_cpu,
-        linear=linear_cpu,
-        hadamard_quant=hadamard_quant_cpu,
-        convolve=lambda *arguments: causal_conv1d.cpu(*arguments[:-1], mask, arguments[-1]),
-        scan=selective_scan.cpu,
-    )
-    return composed(parts, wide_dtype, hidden, *arguments_of(block), out_dtype, conv_state, ssm_state)
+    return _composed(_CPU, hidden, block, wide_dtype, out_dtype, mask, conv_state, ssm_state)
 
 
 mixer_prefill = register(
