@@ -59,6 +59,7 @@ def units() -> list[Unit]:
         "quantize",
         "rms_norm_quant",
         "selective_scan",
+        "shared_memory",
     ]
     result = [Unit(f"{name}.cu", name) for name in plain]
     for lanes, states in ((4, 4), (8, 2), (16, 4)):
@@ -244,6 +245,7 @@ class BuildOps(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         link = [nvcc(), "-shared", "-cudart=static", *objects, "-o", f"{target}.part", f"-L{torch_root / 'lib'}"]
+        link += ["-Xlinker=--wrap=cudaFuncSetAttribute"]  # csrc/shared_memory.cu
         link += ["-Xlinker=--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
         subprocess.run([str(part) for part in link], check=True)
         os.replace(f"{target}.part", target)

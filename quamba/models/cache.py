@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,23 @@ from quamba.models.adapter import AnyMixer
 from quamba.nn.config import MixerState
 from quamba.ops.cache import Derived
 
-# States that were made for layers of a cache before these asked.
-_ahead: "weakref.WeakKeyDictionary[Any, dict[int, MixerState]]" = weakref.WeakKeyDictionary()
+
+@dataclass
+class _Ahead:
+    """States that were made for layers of a cache before these asked.
+
+    Attributes:
+        kind: batch, shape of a layer, dtype and device.
+        none: a state of no sequences of that kind.
+        states: by layer.
+    """
+
+    kind: tuple[Any, ...]
+    none: MixerState
+    states: dict[int, MixerState]
+
+
+_ahead: "weakref.WeakKeyDictionary[Any, _Ahead]" = weakref.WeakKeyDictionary()
 # A model hands the same mask to every layer.
 _as_bool: Derived[Tensor] = Derived(lambda mask: mask.to(torch.bool))
 
@@ -48,10 +64,11 @@ def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerSt
         )
     if not entry.is_conv_states_initialized[0]:
         if not torch.compiler.is_compiling():
-            bind(cache, layer, _zeros(cache, layer, mixer, hidden))
+            state, none = _zeros(cache, layer, mixer, hidden)
+            _keep(entry, state, none)
             # As the cache marks the tensors that it makes, for graphs that torch.compile captures.
-            for tensor in (entry.conv_states[0], entry.recurrent_states[0]):
-                torch._dynamo.mark_static_address(tensor)
+            torch._dynamo.mark_static_address(state.conv)
+            torch._dynamo.mark_static_address(state.ssm)
         else:
             fresh = mixer.new_state(hidden.shape[0], hidden.device)
             entry.lazy_initialization(conv_states=fresh.conv)
@@ -60,34 +77,40 @@ def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerSt
     return MixerState(conv=entry.conv_states[0], ssm=entry.recurrent_states[0])
 
 
-def _zeros(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerState:
-    """A zero state for a layer, made for the later layers as well: on a CUDA device they are zeroed in one go.
+def _zeros(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> tuple[MixerState, MixerState]:
+    """A zero state for a layer, and one of no sequences.
 
-    Each has tensors of its own. A layer that turns out to need others has them made.
+    States for the later layers are made as well, each with tensors of its own: on a CUDA device all are zeroed in one
+    go. A layer that turns out to need others has them made.
     """
     batch, device, c = hidden.shape[0], hidden.device, mixer.config
-    shapes = ((batch, c.d_inner, c.d_conv), (batch, c.d_inner, c.d_state))
-    expected = (*shapes, mixer.state_dtype(), device)
-    made = _ahead.setdefault(cache, {})
-    state = made.pop(layer, None)
-    if state is None or (state.conv.shape, state.ssm.shape, state.conv.dtype, state.ssm.device) != expected:
-        for later in range(layer, len(cache.layers)):
-            if later == layer or unused(cache, later):
-                conv = torch.empty(shapes[0], dtype=mixer.state_dtype(), device=device)
-                ssm = torch.empty(shapes[1], dtype=torch.float32, device=device)
-                made[later] = MixerState(conv=conv, ssm=ssm)
-        torch._foreach_zero_([tensor for state in made.values() for tensor in (state.conv, state.ssm)])
-        state = made.pop(layer)
-    return state
+    kind = (batch, c.d_inner, c.d_conv, c.d_state, mixer.state_dtype(), device)
+    ahead = _ahead.get(cache)
+    if ahead is None or ahead.kind != kind or layer not in ahead.states:
+
+        def unwritten(count: int) -> MixerState:
+            conv = torch.empty((count, c.d_inner, c.d_conv), dtype=kind[4], device=device)
+            return MixerState(conv, torch.empty((count, c.d_inner, c.d_state), dtype=torch.float32, device=device))
+
+        later = [i for i in range(layer + 1, len(cache.layers)) if unused(cache, i)]
+        ahead = _Ahead(kind, unwritten(0), {i: unwritten(batch) for i in (layer, *later)})
+        torch._foreach_zero_([tensor for state in ahead.states.values() for tensor in (state.conv, state.ssm)])
+        _ahead[cache] = ahead
+    return ahead.states.pop(layer), ahead.none
+
+
+def _keep(entry: Any, state: MixerState, none: MixerState) -> None:
+    """Make a layer of a cache keep its state in these tensors; `none`: a state of no sequences.
+
+    With that the cache notes dtype and device and that there are states, without making any.
+    """
+    entry.lazy_initialization(conv_states=none.conv, recurrent_states=none.ssm)
+    entry.conv_states[0], entry.recurrent_states[0] = state.conv, state.ssm
 
 
 def bind(cache: Any, layer: int, state: MixerState) -> None:
     """Make one layer of an unused transformers cache keep its state in the given tensors, not in some of its own."""
-    entry: Any = cache.layers[layer]
-    # Empty ones, so that the cache notes dtype and device and that there are states.
-    entry.lazy_initialization(conv_states=state.conv[:0])
-    entry.lazy_initialization(recurrent_states=state.ssm[:0])
-    entry.conv_states[0], entry.recurrent_states[0] = state.conv, state.ssm
+    _keep(cache.layers[layer], state, MixerState(conv=state.conv[:0], ssm=state.ssm[:0]))
 
 
 def unbind(cache: Any, layer: int) -> None:

@@ -16,7 +16,6 @@ from quamba.ops.registry import register
 from quamba.ops.rms_norm_quant import rms_norm_quant_cpu, rms_norm_quant_reference
 from quamba.ops.selective_scan import selective_scan, selective_scan_reference
 
-
 # The convolution takes the mask before the state.
 _REFERENCES = Parts(
     rms_norm_quant=rms_norm_quant_reference,
