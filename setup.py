@@ -55,7 +55,7 @@ def units() -> list[Unit]:
         "linear_choice",
         "linear_conv1d_step",
         "linear_matrix",
-        "mixer_prefill",
+        "blocks_prefill",
         "quantize",
         "rms_norm_quant",
         "selective_scan",

@@ -274,8 +274,8 @@ class QuantizedMixer(nn.Module):
         # A CPU gains nothing by one op for all.
         if not step and hidden.is_cuda and self.block is not None and not ops.watched():
             out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
-            states = (None, None) if state is None else (state.conv, state.ssm)
-            sequence: Tensor = ops.mixer_prefill(hidden, self.block.number, wide, out_dtype, mask, *states)
+            states: tuple[list[Tensor], list[Tensor]] = ([], []) if state is None else ([state.conv], [state.ssm])
+            sequence: Tensor = ops.blocks_prefill(hidden, [self.block.number], wide, out_dtype, mask, *states)
             return sequence
 
         u, u_scale = self._normed(hidden, "u", self.norm_weight, c.norm_eps)

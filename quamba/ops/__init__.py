@@ -4,6 +4,7 @@ B batch, L sequence length, E d_model, D inner width, N state size, K conv width
 """
 
 from quamba.ops.block import Block
+from quamba.ops.blocks_prefill import blocks_prefill
 from quamba.ops.blocks_step import blocks_step
 from quamba.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from quamba.ops.embedding import embedding
@@ -11,7 +12,6 @@ from quamba.ops.hadamard_inverse import hadamard_inverse
 from quamba.ops.hadamard_quant import hadamard, hadamard_quant
 from quamba.ops.linear import linear
 from quamba.ops.linear_conv1d_step import linear_conv1d_step
-from quamba.ops.mixer_prefill import mixer_prefill
 from quamba.ops.mixer_step import mixer_step
 from quamba.ops.mixers_step import mixers_step
 from quamba.ops.quantize import quantize, quantize_per_token
@@ -25,6 +25,7 @@ __all__ = [
     "OPS",
     "Block",
     "Op",
+    "blocks_prefill",
     "blocks_step",
     "causal_conv1d",
     "causal_conv1d_step",
@@ -34,7 +35,6 @@ __all__ = [
     "hadamard_quant",
     "linear",
     "linear_conv1d_step",
-    "mixer_prefill",
     "mixer_step",
     "mixers_step",
     "quantize",

@@ -1,4 +1,4 @@
-"""mixer_prefill against the composition of the ops, the references' composition, and mixer_step token by token."""
+"""blocks_prefill against the composition of the ops, the references' composition, and mixer_step token by token."""
 
 from typing import Any
 
@@ -54,8 +54,14 @@ def arguments(
 def together(args: list[Any]) -> Tensor:
     """The block in one op."""
     block = ops.Block(*args[BLOCK])
-    out: Tensor = ops.mixer_prefill(args[0], block.number, *args[BLOCK.stop :])
+    out: Tensor = ops.blocks_prefill(args[0], [block.number], *in_lists(args))
     return out
+
+
+def in_lists(args: list[Any]) -> list[Any]:
+    """The arguments behind the block's, the states in lists."""
+    *others, conv, ssm = args[BLOCK.stop :]
+    return [*others, [] if conv is None else [conv], [] if ssm is None else [ssm]]
 
 
 def op_by_op(args: list[Any]) -> Tensor:
@@ -156,7 +162,7 @@ def test_padding_counts_for_nothing() -> None:
 def test_registration(name: str) -> None:
     args = arguments(**CHANGES[name])
     block = ops.Block(*args[BLOCK])
-    check_registration(ops.mixer_prefill, [args[0], block.number, *args[BLOCK.stop :]])
+    check_registration(ops.blocks_prefill, [args[0], [block.number], *in_lists(args)])
 
 
 @torch.no_grad()
@@ -185,3 +191,29 @@ def test_wrong_dtypes_raise(name: str) -> None:
     args[index] = args[index].to(torch.int32)
     with torch.no_grad(), pytest.raises((QuambaError, RuntimeError)):
         together(args)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("with_states", [True, False])
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16])
+def test_a_stack_is_its_blocks(out_dtype: torch.dtype, with_states: bool) -> None:
+    kinds = [{}, {"norms": "weightless", "channels": True}, {"float_dt": True, "biases": True, "rotate": False}]
+    args = [arguments(seed=seed, mask=torch.bool, out_dtype=out_dtype, **kind) for seed, kind in enumerate(kinds)]
+    blocks = [ops.Block(*one[BLOCK]) for one in args]
+    numbers = [block.number for block in blocks]
+    wide, _, mask, _, _ = args[0][BLOCK.stop :]
+    states = [[one[i].clone() for one in args] if with_states else [] for i in (-2, -1)]
+    out = ops.blocks_prefill(args[0][0], numbers, wide, out_dtype, mask, *states)
+    hidden = args[0][0]
+    for i, one in enumerate(args):
+        own = [one[-2].clone(), one[-1].clone()] if with_states else [None, None]
+        hidden = together([hidden, *one[BLOCK], wide, out_dtype, mask, *own])
+        if with_states:
+            assert torch.equal(states[0][i], own[0])
+            assert torch.equal(states[1][i], own[1])
+    assert torch.equal(out, hidden)
+    assert out.dtype is out_dtype
+    for wrong in ([], [[], states[1][:-1]], [states[0], states[1][:1]]):
+        if with_states or not wrong:
+            with pytest.raises(ValueError, match="blocks_prefill: found"):
+                ops.blocks_prefill(args[0][0], numbers if wrong else [], wide, out_dtype, mask, *(wrong or [[], []]))
