@@ -47,6 +47,7 @@ class Unit:
 
 def units() -> list[Unit]:
     plain = [
+        "block",
         "causal_conv1d",
         "embedding",
         "hadamard_quant",
@@ -54,9 +55,11 @@ def units() -> list[Unit]:
         "linear_choice",
         "linear_conv1d_step",
         "linear_matrix",
+        "blocks_prefill",
         "quantize",
         "rms_norm_quant",
         "selective_scan",
+        "shared_memory",
     ]
     result = [Unit(f"{name}.cu", name) for name in plain]
     for lanes, states in ((4, 4), (8, 2), (16, 4)):
@@ -72,6 +75,7 @@ def units() -> list[Unit]:
         result.append(Unit("hadamard_quant_kernel.cu", f"hadamard_quant_{base}", (f"-DQUAMBA_BASE={base}",)))
     # Needs the asynchronous copies of Hopper; elsewhere a step takes the single ops.
     result.append(Unit("mixers_step.cu", "mixers_step", only="90a"))
+    result.append(Unit("blocks_step.cu", "blocks_step", only="90a"))
     for base in (0, 1, 12, 20):
         result.append(Unit("mixers_step_kernel.cu", f"mixers_step_{base}", (f"-DQUAMBA_BASE={base}",), only="90a"))
     result.append(Unit("linear_sm80.cu", "linear_sm80", NO_ASSERTS, only="80"))
@@ -241,6 +245,7 @@ class BuildOps(build_ext):
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         link = [nvcc(), "-shared", "-cudart=static", *objects, "-o", f"{target}.part", f"-L{torch_root / 'lib'}"]
+        link += ["-Xlinker=--wrap=cudaFuncSetAttribute"]  # csrc/shared_memory.cu
         link += ["-Xlinker=--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
         subprocess.run([str(part) for part in link], check=True)
         os.replace(f"{target}.part", target)

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "op.h"
+#include "ops.h"
 #include "quamba/causal_conv1d_dot.cuh"
 #include "quamba/causal_conv1d_step.cuh"
 
@@ -142,6 +143,8 @@ ScalarType written_dtype(const Tensor& x, ScalarType out_dtype) {
   return direct ? out_dtype : ScalarType::Float;
 }
 
+}  // namespace
+
 Tensor causal_conv1d(const Tensor& x, const OptionalTensor& x_scale, const Tensor& weight,
                      const OptionalTensor& weight_scale, const OptionalTensor& bias, const OptionalTensor& out_scale,
                      ScalarType out_dtype, const OptionalTensor& mask, const OptionalTensor& conv_state) {
@@ -151,6 +154,8 @@ Tensor causal_conv1d(const Tensor& x, const OptionalTensor& x_scale, const Tenso
                          conv_state);
   return written == out_dtype ? out : torch::stable::to(out, out_dtype);
 }
+
+namespace {
 
 Tensor causal_conv1d_step(const Tensor& x, const OptionalTensor& x_scale, const Tensor& weight,
                           const OptionalTensor& weight_scale, const OptionalTensor& bias,

@@ -5,6 +5,7 @@
 
 #include "hadamard_quant_kernel.h"
 #include "op.h"
+#include "ops.h"
 
 namespace quamba {
 namespace {
@@ -95,9 +96,10 @@ Tensor run(const Tensor& x, const OptionalTensor& scale) {
 }
 
 Tensor hadamard(const Tensor& x) { return run(x, std::nullopt); }
+}  // namespace
+
 Tensor hadamard_quant(const Tensor& x, const Tensor& scale) { return run(x, scale); }
 
-}  // namespace
 }  // namespace quamba
 
 STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m) {

@@ -4,6 +4,7 @@
 #include "linear_short.h"
 #include "linear_strips.h"
 #include "op.h"
+#include "ops.h"
 #include "quamba/linear_rows.cuh"
 
 namespace quamba {
@@ -56,6 +57,8 @@ void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& dev
   launch_rows<4>(p, kernel, stream);
 }
 
+}  // namespace
+
 Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_scale,
               const OptionalTensor& bias, const OptionalTensor& residual, const OptionalTensor& out_scale,
               ScalarType out_dtype) {
@@ -99,7 +102,7 @@ Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   const LinearDevice device = linear_device(x.get_device_index());
   const bool vectors = in_vectors(p), plain = p.inner == 0 || (p.rows <= kFewRows && !vectors);
   const LinearKernel kernel = choose_kernel(p, device, vectors);
-  if (!plain && is_tile(kernel)) return torch::stable::view(linear_matrix(p, t, kernel, device.hopper), sizes);
+  if (!plain && is_tile(kernel)) return reshaped(linear_matrix(p, t, kernel, device.hopper), sizes);
   Tensor out = empty(x, sizes, out_dtype);
   p.out = out.data_ptr();
   if (plain) {
@@ -110,7 +113,6 @@ Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   return out;
 }
 
-}  // namespace
 }  // namespace quamba
 
 STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m) { m.impl("linear", TORCH_BOX(&quamba::linear)); }

@@ -6,6 +6,7 @@
 
 #include "mixers_step_kernel.h"
 #include "op.h"
+#include "ops.h"
 #include "quamba/mixers_step_plan.h"
 
 namespace quamba {
@@ -217,6 +218,8 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
   QUAMBA_CHECK(error == cudaSuccess, "mixers_step: the kernel could not be launched: ", cudaGetErrorString(error));
 }
 
+}  // namespace
+
 Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tensors,
                    const std::vector<double>& floats, const std::vector<int64_t>& flags, ScalarType out_dtype,
                    const std::vector<Tensor>& conv_states, const std::vector<Tensor>& ssm_states) {
@@ -274,7 +277,6 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
   return out;
 }
 
-}  // namespace
 }  // namespace quamba
 
 STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m) { m.impl("mixers_step", TORCH_BOX(&quamba::mixers_step)); }

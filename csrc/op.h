@@ -13,6 +13,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -134,8 +135,86 @@ inline bool vectorizable(const Rows& r, int count, int size) {
          (r.rows <= 1 || r.row_stride % count == 0);
 }
 
+inline std::vector<int64_t> contiguous_strides(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t i = sizes.size(); i-- > 0; stride *= std::max<int64_t>(sizes[i], 1)) strides[i] = stride;
+  return strides;
+}
+
+inline int32_t code_of(ScalarType dtype) {
+  return torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+}
+
+// While one of these lives, the next empty() lies in `pool`, int8 (bytes,), from byte `offset` on, where it needs no
+// more than so many bytes. So an op that is made of others has the results between them in one allocation.
+class Placed {
+ public:
+  Placed(const Tensor& pool, int64_t offset, int64_t bytes) : pool_(&pool), offset_(offset), bytes_(bytes) {
+    next() = this;
+  }
+  Placed(const Placed&) = delete;
+  Placed& operator=(const Placed&) = delete;
+  ~Placed() { next() = nullptr; }
+
+  // The one that lives, once; or null.
+  static const Placed* take() {
+    const Placed* const found = next();
+    next() = nullptr;
+    return found;
+  }
+  const Tensor& pool() const { return *pool_; }
+  int64_t offset() const { return offset_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  static const Placed*& next() {
+    static thread_local const Placed* placed = nullptr;
+    return placed;
+  }
+
+  const Tensor* pool_;
+  int64_t offset_, bytes_;
+};
+
+// A contiguous tensor on the device of `like`. This and the views below go by torch's C functions:
+// torch::stable::new_empty, view and narrow look an op up by its name at every call, and box its arguments.
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  const auto dims = static_cast<int64_t>(sizes.size());
+  AtenTensorHandle made = nullptr;
+  if (const Placed* const placed = Placed::take()) {
+    int64_t bytes = size_of(type_of(dtype, "a result"));
+    for (const int64_t size : sizes) bytes *= size;
+    if (bytes <= placed->bytes()) {
+      TORCH_ERROR_CODE_CHECK(aoti_torch__alloc_from_pool(placed->pool().get(), placed->offset(), code_of(dtype), dims,
+                                                         sizes.data(), strides.data(), &made));
+      return Tensor(made);
+    }
+  }
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dims, sizes.data(), strides.data(), code_of(dtype),
+                                                  aoti_torch_device_type_cuda(), like.get_device_index(), &made));
+  return Tensor(made);
+}
+
+// A contiguous tensor's elements in other sizes.
+inline Tensor reshaped(const Tensor& t, const std::vector<int64_t>& sizes) {
+  const std::vector<int64_t> strides = contiguous_strides(sizes);
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                        strides.data(), 0, &made));
+  return Tensor(made);
+}
+
+// Elements [first, first + size) of the last dimension.
+inline Tensor part(const Tensor& t, int64_t first, int64_t size) {
+  const auto shape = t.sizes(), steps = t.strides();
+  std::vector<int64_t> sizes(shape.begin(), shape.end());
+  sizes.back() = size;
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), t.dim(), sizes.data(), steps.data(),
+                                                        first * steps[steps.size() - 1], &made));
+  return Tensor(made);
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }

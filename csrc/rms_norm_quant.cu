@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "op.h"
+#include "ops.h"
 
 namespace quamba {
 namespace {
@@ -13,6 +14,8 @@ bool of_many_rows(const Rows& rows, const AnyVector& weight, int size, int proce
   return rows.rows >= 4 * processors && rows.columns <= kNormPieces * kNormThreads * kChunk &&
          vectorizable(rows, kChunk, size) && aligned(rows.data, 16) && aligned(weight.data, 16);
 }
+
+}  // namespace
 
 Tensor rms_norm_quant(const Tensor& x, const OptionalTensor& weight, const Tensor& scale, double eps) {
   const Rows rows = rows_of(x, "x");
@@ -44,7 +47,6 @@ Tensor rms_norm_quant(const Tensor& x, const OptionalTensor& weight, const Tenso
   return out;
 }
 
-}  // namespace
 }  // namespace quamba
 
 STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m) { m.impl("rms_norm_quant", TORCH_BOX(&quamba::rms_norm_quant)); }

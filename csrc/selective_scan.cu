@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "op.h"
+#include "ops.h"
 #include "quamba/selective_scan_copies.cuh"
 #include "quamba/selective_scan_relay.cuh"
 #include "quamba/selective_scan_step.cuh"
@@ -170,6 +171,8 @@ cudaError_t launch_relay(const ScanParams& p, int groups, cudaStream_t stream) {
   }
 }
 
+}  // namespace
+
 Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tensor& dt,
                       const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A, const Tensor& B,
                       const OptionalTensor& B_scale, const Tensor& C, const OptionalTensor& C_scale, const Tensor& D,
@@ -210,6 +213,8 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
   QUAMBA_CHECK(error == cudaSuccess, "selective_scan: the kernel could not be launched: ", cudaGetErrorString(error));
   return out;
 }
+
+namespace {
 
 // One token by either step kernel.
 template <bool kProduct>

@@ -1,13 +1,38 @@
 """Our recurrent state inside transformers' caches (transformers 5.17 to 5.23 keep the same layer fields)."""
 
+import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from quamba import ops
 from quamba.errors import UnsupportedModelError
 from quamba.models.adapter import AnyMixer
 from quamba.nn.config import MixerState
+from quamba.ops.cache import Derived
+
+
+@dataclass
+class _Ahead:
+    """States that were made for layers of a cache before these asked.
+
+    Attributes:
+        kind: batch, shape of a layer, dtype and device.
+        none: a state of no sequences of that kind.
+        states: by layer.
+    """
+
+    kind: tuple[Any, ...]
+    none: MixerState
+    states: dict[int, MixerState]
+
+
+_ahead: "weakref.WeakKeyDictionary[Any, _Ahead]" = weakref.WeakKeyDictionary()
+# A model hands the same mask to every layer.
+_as_bool: Derived[Tensor] = Derived(lambda mask: mask.to(torch.bool))
 
 
 def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerState | None:
@@ -38,20 +63,54 @@ def state_of(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> MixerSt
             "a quantized state cannot be rolled back"
         )
     if not entry.is_conv_states_initialized[0]:
-        fresh = mixer.new_state(hidden.shape[0], hidden.device)
-        entry.lazy_initialization(conv_states=fresh.conv)
-        entry.lazy_initialization(recurrent_states=fresh.ssm)
+        if not torch.compiler.is_compiling():
+            state, none = _zeros(cache, layer, mixer, hidden)
+            _keep(entry, state, none)
+            # As the cache marks the tensors that it makes, for graphs that torch.compile captures.
+            torch._dynamo.mark_static_address(state.conv)
+            torch._dynamo.mark_static_address(state.ssm)
+        else:
+            fresh = mixer.new_state(hidden.shape[0], hidden.device)
+            entry.lazy_initialization(conv_states=fresh.conv)
+            entry.lazy_initialization(recurrent_states=fresh.ssm)
     entry.has_previous_state[0] = True
     return MixerState(conv=entry.conv_states[0], ssm=entry.recurrent_states[0])
 
 
+def _zeros(cache: Any, layer: int, mixer: AnyMixer, hidden: Tensor) -> tuple[MixerState, MixerState]:
+    """A zero state for a layer, and one of no sequences.
+
+    States for the later layers are made as well, each with tensors of its own: on a CUDA device all are zeroed in one
+    go. A layer that turns out to need others has them made.
+    """
+    batch, device, c = hidden.shape[0], hidden.device, mixer.config
+    kind = (batch, c.d_inner, c.d_conv, c.d_state, mixer.state_dtype(), device)
+    ahead = _ahead.get(cache)
+    if ahead is None or ahead.kind != kind or layer not in ahead.states:
+
+        def unwritten(count: int) -> MixerState:
+            conv = torch.empty((count, c.d_inner, c.d_conv), dtype=kind[4], device=device)
+            return MixerState(conv, torch.empty((count, c.d_inner, c.d_state), dtype=torch.float32, device=device))
+
+        later = [i for i in range(layer + 1, len(cache.layers)) if unused(cache, i)]
+        ahead = _Ahead(kind, unwritten(0), {i: unwritten(batch) for i in (layer, *later)})
+        torch._foreach_zero_([tensor for state in ahead.states.values() for tensor in (state.conv, state.ssm)])
+        _ahead[cache] = ahead
+    return ahead.states.pop(layer), ahead.none
+
+
+def _keep(entry: Any, state: MixerState, none: MixerState) -> None:
+    """Make a layer of a cache keep its state in these tensors; `none`: a state of no sequences.
+
+    With that the cache notes dtype and device and that there are states, without making any.
+    """
+    entry.lazy_initialization(conv_states=none.conv, recurrent_states=none.ssm)
+    entry.conv_states[0], entry.recurrent_states[0] = state.conv, state.ssm
+
+
 def bind(cache: Any, layer: int, state: MixerState) -> None:
     """Make one layer of an unused transformers cache keep its state in the given tensors, not in some of its own."""
-    entry: Any = cache.layers[layer]
-    # Empty ones, so that the cache notes dtype and device and that there are states.
-    entry.lazy_initialization(conv_states=state.conv[:0])
-    entry.lazy_initialization(recurrent_states=state.ssm[:0])
-    entry.conv_states[0], entry.recurrent_states[0] = state.conv, state.ssm
+    _keep(cache.layers[layer], state, MixerState(conv=state.conv[:0], ssm=state.ssm[:0]))
 
 
 def unbind(cache: Any, layer: int) -> None:
@@ -85,4 +144,6 @@ def padding_mask(mask: Tensor | None, hidden: Tensor) -> Tensor | None:
     """The part of a (B, >= L) attention mask that covers these L tokens; None where it masks nothing to come."""
     if mask is None or mask.dim() != 2:
         return None
-    return mask[:, -hidden.shape[1] :] if mask.shape[1] != hidden.shape[1] else mask
+    if mask.shape[1] != hidden.shape[1]:
+        return mask[:, -hidden.shape[1] :]
+    return mask if ops.watched() else _as_bool(mask)

@@ -156,21 +156,19 @@ class QuantizedMixer(nn.Module):
         return self
 
     def _collect(self) -> None:
-        """Gather the arguments of the one-token op once: reading thirty buffers takes longer than some of the ops."""
+        """Gather the arguments of the ops for whole blocks once: reading thirty buffers takes longer than some ops."""
         self.step_arguments: tuple[Any, ...] | None = None
+        self.block: ops.Block | None = None
         route, c = self.route, self.config
         if not (self.ready and route.one_step):
             return
-        sizes = {"d_model": c.d_model, "d_inner": c.d_inner, "d_state": c.d_state, "dt_rank": c.dt_rank}
-        if not served(self.A.device, **sizes, rotate=route.rotate_g):
-            return
         learned = c.dbc_norm == "learned"
 
-        # The kernel reads float32: converted here, not in every step.
+        # The kernels read float32: converted here, not in every call.
         def wide(vector: Tensor | None) -> Tensor | None:
             return None if vector is None else vector.to(torch.float32)
 
-        self.step_arguments = (
+        block = (
             self.norm_weight,
             c.norm_eps,
             self.u_scale,
@@ -204,6 +202,10 @@ class QuantizedMixer(nn.Module):
             wide(self.out_proj.bias),
             c.residual,
         )
+        sizes = {"d_model": c.d_model, "d_inner": c.d_inner, "d_state": c.d_state, "dt_rank": c.dt_rank}
+        if served(self.A.device, **sizes, rotate=route.rotate_g):
+            self.step_arguments = block
+        self.block = ops.Block(*block)
 
     def state_dtype(self) -> torch.dtype:
         """The dtype of the convolution's state: int8, or float where x0 is."""
@@ -262,9 +264,19 @@ class QuantizedMixer(nn.Module):
             few = not hidden.is_cuda or hidden.shape[0] <= CUDA_TOKENS
             if state is not None and few and self.step_arguments is not None:
                 out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
-                token: Tensor = ops.mixer_step(hidden, *self.step_arguments, out_dtype, state.conv, state.ssm)
+                token: Tensor
+                if hidden.is_cuda and self.block is not None and not ops.watched():
+                    token = ops.blocks_step(hidden, [self.block.number], out_dtype, [state.conv], [state.ssm])
+                else:
+                    token = ops.mixer_step(hidden, *self.step_arguments, out_dtype, state.conv, state.ssm)
                 return token[:, None]
         wide = self._float(hidden)
+        # A CPU gains nothing by one op for all.
+        if not step and hidden.is_cuda and self.block is not None and not ops.watched():
+            out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
+            states: tuple[list[Tensor], list[Tensor]] = ([], []) if state is None else ([state.conv], [state.ssm])
+            sequence: Tensor = ops.blocks_prefill(hidden, [self.block.number], wide, out_dtype, mask, *states)
+            return sequence
 
         u, u_scale = self._normed(hidden, "u", self.norm_weight, c.norm_eps)
         fused = step and hidden.is_cuda  # ops that save a CUDA device a launch; a CPU gains nothing by them

@@ -1,12 +1,13 @@
 """mixer_step: one token per sequence through a whole block whose sites are all static int8, in one call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quamba.ops.block import BLOCK_SCHEMA, packed
 from quamba.ops.causal_conv1d import causal_conv1d_step_cpu, causal_conv1d_step_reference
 from quamba.ops.cpu.linear import linear_cpu
 from quamba.ops.cpu.mixer_step import mixer_step_native
@@ -19,34 +20,41 @@ from quamba.ops.selective_scan import selective_scan_step_reference
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """The ops that the block is made of, as one device computes them."""
+class Parts:
+    """The ops that a block is made of, as one device computes them.
+
+    Attributes:
+        rms_norm_quant, linear, hadamard_quant: the ops.
+        convolve: of x0 and its scale, weight, scale and bias, out_scale, out_dtype, and the state.
+        scan: as selective_scan or its step.
+    """
 
     rms_norm_quant: Callable[..., Tensor]
     linear: Callable[..., Tensor]
-    causal_conv1d_step: Callable[..., Tensor]
-    selective_scan_step: Callable[..., Tensor]
     hadamard_quant: Callable[..., Tensor]
+    convolve: Callable[..., Tensor]
+    scan: Callable[..., Tensor]
 
 
-_REFERENCES = _Parts(
+_REFERENCES = Parts(
     rms_norm_quant=rms_norm_quant_reference,
     linear=linear_reference,
-    causal_conv1d_step=causal_conv1d_step_reference,
-    selective_scan_step=selective_scan_step_reference,
     hadamard_quant=hadamard_quant_reference,
+    convolve=causal_conv1d_step_reference,
+    scan=selective_scan_step_reference,
 )
-_CPU = _Parts(
+_CPU = Parts(
     rms_norm_quant=rms_norm_quant_cpu,
     linear=linear_cpu,
-    causal_conv1d_step=causal_conv1d_step_cpu,
-    selective_scan_step=selective_scan_step_cpu,
     hadamard_quant=hadamard_quant_cpu,
+    convolve=causal_conv1d_step_cpu,
+    scan=selective_scan_step_cpu,
 )
 
 
-def _composed(
-    parts: _Parts,
+def composed(
+    parts: Parts,
+    wide_dtype: torch.dtype,
     hidden: Tensor,
     norm_weight: Tensor,
     norm_eps: float,
@@ -81,37 +89,37 @@ def _composed(
     out_bias: Tensor | None,
     residual: bool,
     out_dtype: torch.dtype,
-    conv_state: Tensor,
-    ssm_state: Tensor,
+    conv_state: Tensor | None,
+    ssm_state: Tensor | None,
 ) -> Tensor:
-    """The block, op by op. Arguments as for `mixer_step_reference`."""
+    """The block, op by op; wide_dtype: of what stays float between two ops. All else as for `mixer_step_reference`."""
     inner, size = A.shape
     sizes = [dt_weight.shape[1], size, size]
-    int8, float32 = torch.int8, torch.float32
+    int8 = torch.int8
 
     u = parts.rms_norm_quant(hidden, norm_weight, u_scale, norm_eps)
     xz = parts.linear(u, u_scale, in_weight, in_weight_scale, in_bias, None, xz_scale, int8)
     x0, z = torch.split(xz, inner, dim=-1)
     x0_scale, z_scale = torch.split(xz_scale, inner)
-    x = parts.causal_conv1d_step(x0, x0_scale, conv_weight, conv_weight_scale, conv_bias, x_scale, int8, conv_state)
+    x = parts.convolve(x0, x0_scale, conv_weight, conv_weight_scale, conv_bias, x_scale, int8, conv_state)
 
     d_scale, B_scale, C_scale = torch.split(dbc_scale, sizes)
     x_args = (x, x_in_scale, x_weight, x_weight_scale, None, None)
     if dbc_eps is None:
         d, B, C = torch.split(parts.linear(*x_args, dbc_scale, int8), sizes, dim=-1)
     else:
-        d, B, C = torch.split(parts.linear(*x_args, None, float32), sizes, dim=-1)
+        d, B, C = torch.split(parts.linear(*x_args, None, wide_dtype), sizes, dim=-1)
         d = parts.rms_norm_quant(d, d_norm_weight, d_scale, dbc_eps)
         B = parts.rms_norm_quant(B, B_norm_weight, B_scale, dbc_eps)
         C = parts.rms_norm_quant(C, C_norm_weight, C_scale, dbc_eps)
-    dt_dtype = float32 if dt_scale is None else int8
+    dt_dtype = wide_dtype if dt_scale is None else int8
     dt = parts.linear(d, d_scale[0], dt_weight, dt_weight_scale, None, None, dt_scale, dt_dtype)
 
     scan = (x, x_scan_scale, dt, dt_scale, dt_bias, A, B, B_scale, C, C_scale, D, z, z_scale)
     if rotate:
-        g = parts.hadamard_quant(parts.selective_scan_step(*scan, None, float32, ssm_state), g_scale)
+        g = parts.hadamard_quant(parts.scan(*scan, None, wide_dtype, ssm_state), g_scale)
     else:
-        g = parts.selective_scan_step(*scan, g_scale, int8, ssm_state)
+        g = parts.scan(*scan, g_scale, int8, ssm_state)
     left = hidden if residual else None
     return parts.linear(g, g_scale, out_weight, out_weight_scale, out_bias, left, None, out_dtype)
 
@@ -119,7 +127,7 @@ def _composed(
 def mixer_step_reference(hidden: Tensor, *arguments: Any) -> Tensor:
     """One token through norm, W_in, convolution, W_x, W_dt, scan, gate and W_out, every product in int8.
 
-    The meaning is the composition of the ops' references, `_composed` above, which also names the arguments.
+    The meaning is the composition of the ops' references, `composed` above, which also names the arguments.
 
     Args:
         hidden: (B, E) any float dtype.
@@ -150,7 +158,7 @@ def mixer_step_reference(hidden: Tensor, *arguments: Any) -> Tensor:
     Returns:
         (B, E) of out_dtype.
     """
-    return _composed(_REFERENCES, hidden, *arguments)
+    return composed(_REFERENCES, torch.float32, hidden, *arguments)
 
 
 def mixer_step_fake(hidden: Tensor, *arguments: Any) -> Tensor:
@@ -160,32 +168,7 @@ def mixer_step_fake(hidden: Tensor, *arguments: Any) -> Tensor:
 def mixer_step_cpu(hidden: Tensor, *arguments: Any) -> Tensor:
     """Native where that serves these tensors, else the ops' CPU implementations one after the other."""
     out = mixer_step_native(hidden, *arguments)
-    return _composed(_CPU, hidden, *arguments) if out is None else out
-
-
-# Where the arguments after hidden, up to residual, go in mixers_step: floats, flags, and tensors, which are the others.
-NORM_EPS, DBC_EPS, ROTATE, RESIDUAL = 1, 18, 26, 31
-TENSORS, FLOATS, FLAGS = 28, 2, 3
-
-
-def packed(blocks: Sequence[tuple[Any, ...]]) -> tuple[list[Tensor | None], list[float], list[int]]:
-    """The blocks' arguments as `mixers_step` takes them.
-
-    Args:
-        blocks: for each block the arguments of `mixer_step` from norm_weight to residual.
-
-    Returns:
-        Tensors, floats and flags, block after block.
-    """
-    tensors: list[Tensor | None] = []
-    floats: list[float] = []
-    flags: list[int] = []
-    for block in blocks:
-        dbc_eps = block[DBC_EPS]
-        tensors += [a for i, a in enumerate(block) if i not in (NORM_EPS, DBC_EPS, ROTATE, RESIDUAL)]
-        floats += [block[NORM_EPS], 0.0 if dbc_eps is None else dbc_eps]
-        flags += [dbc_eps is not None, block[ROTATE], block[RESIDUAL]]
-    return tensors, floats, [int(flag) for flag in flags]
+    return composed(_CPU, torch.float32, hidden, *arguments) if out is None else out
 
 
 def mixer_step_cuda(hidden: Tensor, *arguments: Any) -> Tensor:
@@ -198,13 +181,7 @@ def mixer_step_cuda(hidden: Tensor, *arguments: Any) -> Tensor:
 
 mixer_step = register(
     "mixer_step",
-    "(Tensor hidden, Tensor norm_weight, float norm_eps, Tensor u_scale, Tensor in_weight, Tensor in_weight_scale,"
-    " Tensor? in_bias, Tensor xz_scale, Tensor conv_weight, Tensor conv_weight_scale, Tensor? conv_bias,"
-    " Tensor x_scale, Tensor x_weight, Tensor x_weight_scale, Tensor x_in_scale, Tensor x_scan_scale,"
-    " Tensor? d_norm_weight, Tensor? B_norm_weight, Tensor? C_norm_weight, float? dbc_eps, Tensor dbc_scale,"
-    " Tensor dt_weight, Tensor dt_weight_scale, Tensor? dt_scale, Tensor dt_bias, Tensor A, Tensor D, bool rotate,"
-    " Tensor g_scale, Tensor out_weight, Tensor out_weight_scale, Tensor? out_bias, bool residual,"
-    " ScalarType out_dtype, Tensor(a!) conv_state, Tensor(b!) ssm_state) -> Tensor",
+    f"({BLOCK_SCHEMA}, ScalarType out_dtype, Tensor(a!) conv_state, Tensor(b!) ssm_state) -> Tensor",
     reference=mixer_step_reference,
     fake=mixer_step_fake,
     cpu=mixer_step_cpu,

@@ -7,17 +7,8 @@ import torch
 from torch import Tensor
 
 from quamba.hadamard import decompose
-from quamba.ops.mixer_step import (
-    DBC_EPS,
-    FLAGS,
-    FLOATS,
-    NORM_EPS,
-    RESIDUAL,
-    ROTATE,
-    TENSORS,
-    mixer_step_cpu,
-    mixer_step_reference,
-)
+from quamba.ops.block import DBC_EPS, FLAGS, FLOATS, NORM_EPS, RESIDUAL, ROTATE, TENSORS
+from quamba.ops.mixer_step import mixer_step_cpu, mixer_step_reference
 from quamba.ops.registry import register
 
 
@@ -42,7 +33,7 @@ def _check(tensors: Sequence[Any], floats: Sequence[Any], flags: Sequence[Any], 
     if counts != expected or not states[0]:
         raise ValueError(
             f"mixers_step: found {counts} conv states, ssm states, tensors, floats and flags; expected {expected} "
-            "for at least one block (quamba.ops.mixer_step.packed)"
+            "for at least one block (quamba.ops.block.packed)"
         )
 
 

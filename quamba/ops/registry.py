@@ -87,6 +87,16 @@ def register(
     return OPS[name]
 
 
+def watched() -> bool:
+    """Whether something follows the ops one by one: a trace, a dispatch mode, a transform, the references."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or references_forced()
+    )
+
+
 def float64_in(reference: Callable[..., Any], cpu: Callable[..., Any]) -> Callable[..., Any]:
     """A CPU implementation that leaves a float64 first argument, which only exactness checks use, to the reference."""
 

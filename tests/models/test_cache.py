@@ -198,3 +198,57 @@ def test_padding_mask() -> None:
     assert padding_mask(mask[:, :3], hidden) is not None
     assert padding_mask(None, hidden) is None
     assert padding_mask(mask[:, None, None], hidden) is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_layer_has_zero_states_of_its_own(family: str) -> None:
+    model = make(family, "quamba-c")
+    _, cache = cache_of(model)
+    layers = dict(quantized_layers(find_adapter(model), model))
+    hidden = hidden_states(3, 5, model.config.hidden_size)
+    states = {layer: state_of(cache, layer, mixer, hidden) for layer, mixer in layers.items()}
+    storages = set()
+    for layer, state in states.items():
+        fresh = layers[layer].new_state(3, hidden.device)
+        entry: Any = cache.layers[layer]
+        assert state is not None
+        assert state.conv is entry.conv_states[0]
+        assert state.ssm is entry.recurrent_states[0]
+        for found, expected in ((state.conv, fresh.conv), (state.ssm, fresh.ssm)):
+            assert torch.equal(found, expected)
+            assert found.dtype is expected.dtype
+            assert found.is_contiguous()
+            storages.add(found.untyped_storage().data_ptr())
+            found.fill_(1)
+        again = state_of(cache, layer, layers[layer], hidden)
+        assert again is not None
+        assert again.conv is state.conv
+        assert again.ssm is state.ssm
+    assert len(storages) == 2 * len(layers)
+
+
+@torch.no_grad()
+def test_states_of_another_shape_are_made_when_a_layer_asks() -> None:
+    first, second = make_mixer(), make_mixer(d_inner=24)
+    cache = DynamicCache(config=make_model("mamba-biased").config)
+    hidden = hidden_states(2, 5, 24)
+    one, two = state_of(cache, 0, first, hidden), state_of(cache, 1, second, hidden)
+    assert one is not None
+    assert two is not None
+    assert (one.conv.shape[1], two.conv.shape[1], two.ssm.shape[1]) == (48, 24, 24)
+    assert not two.conv.any()
+    assert not two.ssm.any()
+
+
+def test_a_mask_is_converted_once_for_all_layers() -> None:
+    hidden, mask = hidden_states(2, 3, 24), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    found = padding_mask(mask, hidden)
+    assert found is not None
+    assert found.dtype is torch.bool
+    assert found.tolist() == mask.bool().tolist()
+    assert padding_mask(mask, hidden) is found
+    mask[0, 1] = 0
+    again = padding_mask(mask, hidden)
+    assert again is not None
+    assert again.tolist() == mask.bool().tolist()

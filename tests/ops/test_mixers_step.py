@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quamba import ops
-from quamba.ops.mixer_step import packed
+from quamba.ops.block import packed
 from quamba.ops.mixers_step import served
 from tests.ops.helpers import check_registration, clone
 from tests.ops.test_mixer_step import arguments, assert_same_step, stepped

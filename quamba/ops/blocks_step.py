@@ -1,0 +1,67 @@
+"""blocks_step: mixers_step for blocks that are kept."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from quamba.ops.block import arguments_of, packed
+from quamba.ops.mixers_step import mixers_step_cpu, mixers_step_reference
+from quamba.ops.registry import register
+
+
+def blocks_step_reference(
+    hidden: Tensor,
+    blocks: Sequence[int],
+    out_dtype: torch.dtype,
+    conv_states: Sequence[Tensor],
+    ssm_states: Sequence[Tensor],
+) -> Tensor:
+    """`mixers_step` of the blocks' arguments.
+
+    Args:
+        hidden: (B, E) any float dtype.
+        blocks: the numbers of `quamba.ops.Block`s that are alive.
+        out_dtype: float dtype of what every block returns.
+        conv_states: for each block int8 (B, D, K), shifted in place.
+        ssm_states: for each block float32 (B, D, N), updated in place.
+
+    Returns:
+        (B, E) of out_dtype.
+
+    Raises:
+        ValueError: there is no block of one of the numbers, or not one state of a kind for each block.
+    """
+    lists = packed([arguments_of(number) for number in blocks])
+    return mixers_step_reference(hidden, *lists, out_dtype, conv_states, ssm_states)
+
+
+def blocks_step_fake(
+    hidden: Tensor,
+    blocks: Sequence[int],
+    out_dtype: torch.dtype,
+    conv_states: Sequence[Tensor],
+    ssm_states: Sequence[Tensor],
+) -> Tensor:
+    return torch.empty_like(hidden, dtype=out_dtype, memory_format=torch.contiguous_format)
+
+
+def blocks_step_cpu(
+    hidden: Tensor,
+    blocks: Sequence[int],
+    out_dtype: torch.dtype,
+    conv_states: Sequence[Tensor],
+    ssm_states: Sequence[Tensor],
+) -> Tensor:
+    """See `blocks_step_reference`."""
+    lists = packed([arguments_of(number) for number in blocks])
+    return mixers_step_cpu(hidden, *lists, out_dtype, conv_states, ssm_states)
+
+
+blocks_step = register(
+    "blocks_step",
+    "(Tensor hidden, int[] blocks, ScalarType out_dtype, Tensor(a!)[] conv_states, Tensor(b!)[] ssm_states) -> Tensor",
+    reference=blocks_step_reference,
+    fake=blocks_step_fake,
+    cpu=blocks_step_cpu,
+)
