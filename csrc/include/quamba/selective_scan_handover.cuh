@@ -1,6 +1,7 @@
 // Where selective_scan_relay keeps what in shared memory, and how its warps hand each other a state.
 #pragma once
 
+#include "quamba/launch.cuh"
 #include "quamba/selective_scan.cuh"
 
 namespace quamba {
@@ -95,6 +96,47 @@ __device__ __forceinline__ void hand_on(uint64_t* word, float state, unsigned pi
   const uint64_t value = static_cast<uint64_t>(piece) << 32 | __float_as_uint(state);
   asm volatile("st.volatile.shared.b64 [%0], %1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(word))),
                "l"(value));
+}
+
+// The same in the shared memory of another block of a cluster, which has the word at the same place. On Hopper.
+__device__ __forceinline__ void hand_on_away(const uint64_t* word, int rank, float state, unsigned piece) {
+#if __CUDA_ARCH__ >= 900
+  const uint64_t value = static_cast<uint64_t>(piece) << 32 | __float_as_uint(state);
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "st.volatile.shared::cluster.b64 [there], %2;\n"
+      "}\n" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(word))),
+      "r"(rank), "l"(value));
+#endif
+}
+
+__device__ __forceinline__ uint64_t look_away(const uint64_t* word, int rank) {
+  uint64_t value = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %1, %2;\n"
+      "ld.volatile.shared::cluster.b64 %0, [there];\n"
+      "}\n"
+      : "=l"(value)
+      : "r"(static_cast<unsigned>(__cvta_generic_to_shared(word))), "r"(rank));
+#endif
+  return value;
+}
+
+// All threads of a cluster's blocks, and what they have written to shared memory.
+template <int BLOCKS>
+__device__ __forceinline__ void blocks_meet() {
+#if __CUDA_ARCH__ >= 900
+  if constexpr (BLOCKS > 1) {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    return;
+  }
+#endif
+  __syncthreads();
 }
 
 // Counts the warp, whose lanes have met, and what they wrote before; and the count, with what its warps wrote before.

@@ -16,12 +16,14 @@
 
 namespace quamba {
 
-template <int GROUPS>
+template <int GROUPS, int BLOCKS>
 __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
   using At = RelayLayout<GROUPS>;
   constexpr int kStatesAtOnce = GROUPS == 3 ? 2 : GROUPS < kRelayGroups ? 4 : 1;  // as registers allow
   extern __shared__ __align__(16) char arena[];
+  wait_for_previous();
+  let_next_start();
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
   // What is the same in a warp is in uniform registers, where the shuffle shows it.
   const int lane = threadIdx.x & 31, warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), group = warp / At::kPieces;
@@ -29,7 +31,8 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   const int among = relay_channel(lane), row = group * kRelayChannels + among;
   const int quarter = relay_quarter(lane), steps = quarter * 4;  // the four steps that the lane prepares and finishes
   const int length = static_cast<int>(p.length), pieces = (length + kRelaySteps - 1) / kRelaySteps;
-  const int64_t b = blockIdx.y, c0 = static_cast<int64_t>(blockIdx.x) * At::kChannels;
+  const int rank = BLOCKS > 1 ? static_cast<int>(blockIdx.x % BLOCKS) : 0;
+  const int64_t b = blockIdx.y, c0 = static_cast<int64_t>(blockIdx.x / BLOCKS) * At::kChannels;
   const auto channel_of = [&](int row) { return c0 + row < p.channels ? c0 + row : c0; };
   const auto floats = [&](int offset) { return reinterpret_cast<float*>(arena + offset); };
   const auto counter = [&](int chunk) {
@@ -48,7 +51,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     char* const to = arena + slot_of(chunk) + copied_to;
 #pragma unroll
     for (int i = 0; i < At::kChunk; i += At::kStepsAtOnce) {
-      const int step = i + threadIdx.x / At::kCopies, t = chunk * At::kChunk + step;
+      const int step = i + threadIdx.x / At::kCopies, t = (chunk * BLOCKS + rank) * At::kChunk + step;
       if ((At::kChunk % At::kStepsAtOnce != 0 && step >= At::kChunk) || t >= rows.count) continue;
       char* const unit = to + i * At::kRow + i / 4 * At::kGap;
       if (p.quads) {
@@ -69,7 +72,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
       if (i + first_word < At::kWords) f(i + first_word, raw + i * At::kChunk * 4);
   };
   const auto fetch_states = [&](int chunk) {
-    const int t = chunk * At::kChunk + word_step;
+    const int t = (chunk * BLOCKS + rank) * At::kChunk + word_step;
     each_word([&](int k, int word) {
       const RelayRows rows = rows_at(arena + At::kStateRows + 16 * k);
       if (t < rows.count) copy_word_async(arena + word, rows.at(t));
@@ -129,10 +132,10 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     const int n = 4 * quarter + j;
     const int64_t channel = channel_of(row);
     if (piece == 0) *floats(as + 128 * j) = p.A[channel * p.a_channel + n * p.a_state] * kLog2E;
-    const bool last = piece == At::kPieces - 1;
+    const bool first = piece == At::kPieces - 1 && rank == 0;
     const float initial =
-        last && p.state ? p.state[b * p.state_batch + channel * p.state_channel + n * p.state_state] : 0.0f;
-    hand_on(word_at(to + 256 * j), initial, last ? 0u : ~0u);
+        first && p.state ? p.state[b * p.state_batch + channel * p.state_channel + n * p.state_state] : 0.0f;
+    hand_on(word_at(to + 256 * j), initial, first ? 0u : ~0u);
   }
   for (int i = warp; i < At::kChannels; i += At::kThreads / 32) {
     const int64_t c = channel_of(i);
@@ -149,16 +152,18 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   wait_copies();
   widen_states(At::kWide);
   fetch_states(2);
-  __syncthreads();
+  blocks_meet<BLOCKS>();
 
   const int own = kept_offset(At::kPrepared + warp * 3 * At::kQuads + among * At::kQuadsPitch + steps * 4);
   const int bytes = kept_offset(At::kTiles + (piece * kRelaySteps + steps) * At::kRow +
                                 (piece * 4 + quarter) * At::kGap + shift + row);
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
 
+  const bool away = BLOCKS > 1 && piece == At::kPieces - 1;  // the next piece is another block's
   int wide = 0;
-  for (int chunk = 0; chunk * At::kPieces + piece < pieces; ++chunk) {
-    const int now = chunk * At::kPieces + piece;
+  for (int chunk = 0;; ++chunk) {
+    const int now = (chunk * BLOCKS + rank) * At::kPieces + piece;
+    if (now >= pieces) break;
     wait_copies();
     // When all warps have begun chunk - 2, this one's bytes, B and C are there, and none reads those of chunk - 3 any
     // more, whose places are those of the bytes of chunk + 3, and of B and C of chunk + 2.
@@ -201,25 +206,32 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     for (int j = 0; j < 4; ++j) {
       uint64_t word = look(word_at(looked));
       const float a = *floats(factor);
-      float decay[kRelaySteps];
+      float decay[kRelaySteps], states[kRelaySteps];
+      load_quads(floats(bs), states);
 #pragma unroll
       for (int i = 0; i < kRelaySteps; ++i) decay[i] = exp2_approx(dt[i] * a);
-      float b[4];
-      load_quads(floats(bs), b);
-      while (__any_sync(0xffffffffu, static_cast<int>(word >> 32) != now)) word = look(word_at(looked));
-      float state = __uint_as_float(static_cast<unsigned>(word));
+#pragma unroll
+      for (int i = 0; i < kRelaySteps; ++i) states[i] *= dtx[i];
+      // What the next warp waits for is a chain of multiply-adds and nothing else: a loop, as far as the compiler can
+      // tell, into which it moves nothing that was written before it.
+      float state;
+      do {
+        while (__any_sync(0xffffffffu, static_cast<int>(word >> 32) != now)) word = look(word_at(looked));
+        state = __uint_as_float(static_cast<unsigned>(word));
+#pragma unroll
+        for (int i = 0; i < kRelaySteps; ++i) states[i] = state = fmaf(decay[i], state, states[i]);
+        if (away)
+          hand_on_away(word_at(handed), (rank + 1) % BLOCKS, state, now + 1);
+        else
+          hand_on(word_at(handed), state, now + 1);
+      } while (kept_offset(p.states) < 0);
 #pragma unroll
       for (int i = 0; i < kRelaySteps; i += 4) {
         float c[4];
         load_quads(floats(bs) + At::kSide + i, c);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          state = fmaf(decay[i + k], state, dtx[i + k] * b[k]);
-          y[i + k] = fmaf(state, c[k], y[i + k]);
-        }
-        if (i + 4 < kRelaySteps) load_quads(floats(bs) + i + 4, b);
+        for (int k = 0; k < 4; ++k) y[i + k] = fmaf(states[i + k], c[k], y[i + k]);
       }
-      hand_on(word_at(handed), state, now + 1);
       bs += 4 * At::kPitch * 4, looked += 256, handed += 256, factor += 128;
     }
 
@@ -256,12 +268,15 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     wide = wide == (At::kRing - 1) * At::kWide ? 0 : wide + At::kWide;
   }
   wait_copies();  // of chunks that do not come
-  if (p.state && c0 + row < p.channels && (pieces - 1) % At::kPieces == piece) {
+  if (p.state && c0 + row < p.channels && (pieces - 1) % (At::kPieces * BLOCKS) == rank * At::kPieces + piece) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
+    for (int j = 0; j < 4; ++j) {
+      const uint64_t* const word = word_at(to + 256 * j);
       p.state[b * p.state_batch + (c0 + row) * p.state_channel + (4 * quarter + j) * p.state_state] =
-          __uint_as_float(static_cast<unsigned>(look(word_at(to + 256 * j))));
+          __uint_as_float(static_cast<unsigned>(away ? look_away(word, (rank + 1) % BLOCKS) : look(word)));
+    }
   }
+  if constexpr (BLOCKS > 1) blocks_meet<BLOCKS>();  // none may go while another writes into its memory
 }
 
 }  // namespace quamba
