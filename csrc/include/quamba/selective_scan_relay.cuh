@@ -22,8 +22,6 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   using At = RelayLayout<GROUPS>;
   constexpr int kStatesAtOnce = GROUPS == 3 ? 2 : GROUPS < kRelayGroups ? 4 : 1;  // as registers allow
   extern __shared__ __align__(16) char arena[];
-  wait_for_previous();
-  let_next_start();
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
   // What is the same in a warp is in uniform registers, where the shuffle shows it.
   const int lane = threadIdx.x & 31, warp = __shfl_sync(0xffffffffu, threadIdx.x >> 5, 0), group = warp / At::kPieces;
@@ -36,7 +34,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   const auto channel_of = [&](int row) { return c0 + row < p.channels ? c0 + row : c0; };
   const auto floats = [&](int offset) { return reinterpret_cast<float*>(arena + offset); };
   const auto counter = [&](int chunk) {
-    return reinterpret_cast<unsigned*>(arena + At::kCounters) + static_cast<unsigned>(chunk) % 4;
+    return reinterpret_cast<uint64_t*>(arena + At::kCounters) + static_cast<unsigned>(chunk) % 4;
   };
 
   // A chunk's bytes of x, dt and z of the block's channels: 16 a thread, those of a step in neighbouring threads.
@@ -71,19 +69,19 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     for (int i = 0; i < At::kWords; i += 2 * GROUPS)
       if (i + first_word < At::kWords) f(i + first_word, raw + i * At::kChunk * 4);
   };
-  const auto fetch_states = [&](int chunk) {
+  const auto fetch_states = [&](int chunk, int place = 0) {
     const int t = (chunk * BLOCKS + rank) * At::kChunk + word_step;
     each_word([&](int k, int word) {
       const RelayRows rows = rows_at(arena + At::kStateRows + 16 * k);
-      if (t < rows.count) copy_word_async(arena + word, rows.at(t));
+      if (t < rows.count) copy_word_async(arena + word + place, rows.at(t));
     });
   };
   // Finite past the sequence's end, where dt x is zero. State 4 q + r becomes row 4 r + q.
-  const auto widen_states = [&](int wide) {
+  const auto widen_states = [&](int wide, int place = 0) {
     each_word([&](int k, int word) {
       const float4 scale = *reinterpret_cast<const float4*>(arena + At::kScales + 16 * k);
       float v[4];
-      unpack_bytes(*reinterpret_cast<const uint32_t*>(arena + word), v);
+      unpack_bytes(*reinterpret_cast<const uint32_t*>(arena + word + place), v);
       float* const to = floats(wide) + (k + k / 4 * 12) * At::kPitch + word_step;
       to[0] = v[0] * scale.x;
       to[4 * At::kPitch] = v[1] * scale.y;
@@ -109,16 +107,46 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     put_rows(arena + At::kOutRows + 16 * threadIdx.x,
              static_cast<char*>(p.out) + (b * p.length * p.channels + c) * size, p.channels * size,
              c0 + threadIdx.x < p.channels ? length : 0);
-    reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
-        make_float4(p.x.scale.or_one(c), p.D[c], reciprocal_approx(p.out_scale.or_one(c)), p.z.scale.or_one(c));
   }
-  if (threadIdx.x < 2 * kRelayStates)
-    floats(At::kScales)[threadIdx.x] =
-        (threadIdx.x < kRelayStates ? p.B : p.C).scale.or_one(threadIdx.x % kRelayStates);
-  if (threadIdx.x < 4) *counter(threadIdx.x) = 0;
+  if (threadIdx.x < 4) expect_warps(counter(threadIdx.x), At::kThreads / 32);
   __syncthreads();
-  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
+  let_next_start();
+  wait_for_previous();
+  // All that the block reads at first is asked for before any of it is used.
+  constexpr int kSecond = At::kPrepared - At::kRaw;  // where the second chunk of B and C waits, unused as yet
   fetch_states(0);
+  fetch_states(1, kSecond);
+  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
+  const int64_t channel = channel_of(row);
+  const bool first = piece == At::kPieces - 1 && rank == 0;
+  float a[4] = {}, initial[4] = {};
+  if (piece == 0) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) a[j] = p.A[channel * p.a_channel + (4 * quarter + j) * p.a_state];
+  }
+  if (first && p.state) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      initial[j] = p.state[b * p.state_batch + channel * p.state_channel + (4 * quarter + j) * p.state_state];
+  }
+  constexpr int kWarps = At::kThreads / 32, kTables = (At::kChannels + kWarps - 1) / kWarps;  // of a warp
+  float dt_scale[kTables];
+  uint32_t dt_bias[kTables];
+#pragma unroll
+  for (int i = 0; i < kTables; ++i) {
+    const int64_t c = channel_of(warp + i * kWarps);
+    dt_scale[i] = p.dt.scale.or_one(c), dt_bias[i] = load_bits(p.dt_bias, c);
+  }
+  if (threadIdx.x < At::kChannels) {
+    const int64_t c = channel_of(threadIdx.x);
+    const uint32_t skip = load_bits(p.D, c);
+    reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
+        make_float4(p.x.scale.or_one(c), from_bits(skip, p.D.type), reciprocal_approx(p.out_scale.or_one(c)),
+                    p.z.scale.or_one(c));
+  } else if (threadIdx.x >= At::kThreads - 2 * kRelayStates) {
+    const int i = threadIdx.x - (At::kThreads - 2 * kRelayStates);
+    floats(At::kScales)[i] = (i < kRelayStates ? p.B : p.C).scale.or_one(i % kRelayStates);
+  }
 
   // A word waits for the warp of the next piece where this warp, or the state that the call began with, has put it.
   const auto handed_by = [&](int piece) {
@@ -129,45 +157,44 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   const int as = kept_offset(At::kA + (group * 4 * 32 + lane) * 4);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const int n = 4 * quarter + j;
-    const int64_t channel = channel_of(row);
-    if (piece == 0) *floats(as + 128 * j) = p.A[channel * p.a_channel + n * p.a_state] * kLog2E;
-    const bool first = piece == At::kPieces - 1 && rank == 0;
-    const float initial =
-        first && p.state ? p.state[b * p.state_batch + channel * p.state_channel + n * p.state_state] : 0.0f;
-    hand_on(word_at(to + 256 * j), initial, first ? 0u : ~0u);
+    if (piece == 0) *floats(as + 128 * j) = a[j] * kLog2E;
+    hand_on(word_at(to + 256 * j), initial[j], first ? 0u : ~0u);
   }
-  for (int i = warp; i < At::kChannels; i += At::kThreads / 32) {
-    const int64_t c = channel_of(i);
-    const float scale = p.dt.scale.or_one(c), bias = p.dt_bias[c];
+  if constexpr (BLOCKS > 1) words_are_ready();
+#pragma unroll
+  for (int i = 0; i < kTables; ++i) {
+    const int channel = warp + i * kWarps;
+    if (channel >= At::kChannels) break;
+    const float bias = from_bits(dt_bias[i], p.dt_bias.type);
 #pragma unroll 4
     for (int k = lane; k < 256; k += 32) {
       const float v = static_cast<float>(static_cast<int8_t>(k));
-      floats(At::kSoftplus)[i * 256 + k] = softplus(fmaf(v, scale, bias));
+      floats(At::kSoftplus)[channel * 256 + k] = softplus(fmaf(v, dt_scale[i], bias));
     }
   }
   wait_copies();
+  __syncthreads();  // the scales of B and C
   widen_states(0);
-  fetch_states(1);
-  wait_copies();
-  widen_states(At::kWide);
+  widen_states(At::kWide, kSecond);
   fetch_states(2);
-  blocks_meet<BLOCKS>();
+  __syncthreads();
+  if constexpr (BLOCKS > 1) wait_for_words();
 
   const int own = kept_offset(At::kPrepared + warp * 3 * At::kQuads + among * At::kQuadsPitch + steps * 4);
   const int bytes = kept_offset(At::kTiles + (piece * kRelaySteps + steps) * At::kRow +
                                 (piece * 4 + quarter) * At::kGap + shift + row);
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
 
-  const bool away = BLOCKS > 1 && piece == At::kPieces - 1;  // the next piece is another block's
   int wide = 0;
   for (int chunk = 0;; ++chunk) {
     const int now = (chunk * BLOCKS + rank) * At::kPieces + piece;
     if (now >= pieces) break;
+    const bool away = BLOCKS > 1 && piece == At::kPieces - 1 && now + 1 < pieces;  // the next piece is another block's
     wait_copies();
     // When all warps have begun chunk - 2, this one's bytes, B and C are there, and none reads those of chunk - 3 any
     // more, whose places are those of the bytes of chunk + 3, and of B and C of chunk + 2.
-    while (counted(counter(chunk + 2)) < static_cast<unsigned>(chunk + 2) / 4 * (At::kThreads / 32)) continue;
+    if (chunk >= 2)
+      while (!counted(counter(chunk - 2), static_cast<unsigned>(chunk - 2) / 4 % 2)) continue;
     widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
     __syncwarp();
     if (lane == 0) count_warp(counter(chunk));
@@ -206,32 +233,28 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     for (int j = 0; j < 4; ++j) {
       uint64_t word = look(word_at(looked));
       const float a = *floats(factor);
-      float decay[kRelaySteps], states[kRelaySteps];
-      load_quads(floats(bs), states);
+      float decay[kRelaySteps];
 #pragma unroll
       for (int i = 0; i < kRelaySteps; ++i) decay[i] = exp2_approx(dt[i] * a);
-#pragma unroll
-      for (int i = 0; i < kRelaySteps; ++i) states[i] *= dtx[i];
-      // What the next warp waits for is a chain of multiply-adds and nothing else: a loop, as far as the compiler can
-      // tell, into which it moves nothing that was written before it.
-      float state;
-      do {
-        while (__any_sync(0xffffffffu, static_cast<int>(word >> 32) != now)) word = look(word_at(looked));
-        state = __uint_as_float(static_cast<unsigned>(word));
-#pragma unroll
-        for (int i = 0; i < kRelaySteps; ++i) states[i] = state = fmaf(decay[i], state, states[i]);
-        if (away)
-          hand_on_away(word_at(handed), (rank + 1) % BLOCKS, state, now + 1);
-        else
-          hand_on(word_at(handed), state, now + 1);
-      } while (kept_offset(p.states) < 0);
+      float b[4];
+      load_quads(floats(bs), b);
+      while (__any_sync(0xffffffffu, static_cast<int>(word >> 32) != now)) word = look(word_at(looked));
+      float state = __uint_as_float(static_cast<unsigned>(word));
 #pragma unroll
       for (int i = 0; i < kRelaySteps; i += 4) {
         float c[4];
         load_quads(floats(bs) + At::kSide + i, c);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) y[i + k] = fmaf(states[i + k], c[k], y[i + k]);
+        for (int k = 0; k < 4; ++k) {
+          state = fmaf(decay[i + k], state, dtx[i + k] * b[k]);
+          y[i + k] = fmaf(state, c[k], y[i + k]);
+        }
+        if (i + 4 < kRelaySteps) load_quads(floats(bs) + i + 4, b);
       }
+      if (away)
+        hand_on_away(word_at(handed), (rank + 1) % BLOCKS, state, now + 1);
+      else
+        hand_on(word_at(handed), state, now + 1);
       bs += 4 * At::kPitch * 4, looked += 256, handed += 256, factor += 128;
     }
 
@@ -270,13 +293,10 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   wait_copies();  // of chunks that do not come
   if (p.state && c0 + row < p.channels && (pieces - 1) % (At::kPieces * BLOCKS) == rank * At::kPieces + piece) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint64_t* const word = word_at(to + 256 * j);
+    for (int j = 0; j < 4; ++j)
       p.state[b * p.state_batch + (c0 + row) * p.state_channel + (4 * quarter + j) * p.state_state] =
-          __uint_as_float(static_cast<unsigned>(away ? look_away(word, (rank + 1) % BLOCKS) : look(word)));
-    }
+          __uint_as_float(static_cast<unsigned>(look(word_at(to + 256 * j))));
   }
-  if constexpr (BLOCKS > 1) blocks_meet<BLOCKS>();  // none may go while another writes into its memory
 }
 
 }  // namespace quamba
