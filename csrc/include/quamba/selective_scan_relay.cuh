@@ -195,12 +195,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     // more, whose places are those of the bytes of chunk + 3, and of B and C of chunk + 2.
     if (chunk >= 2)
       while (!counted(counter(chunk - 2), static_cast<unsigned>(chunk - 2) / 4 % 2)) continue;
-    widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
     __syncwarp();
-    if (lane == 0) count_warp(counter(chunk));
-    fetch_states(chunk + 3);
-    fetch_tiles(chunk + 3);
-
     const uint8_t* const tile = reinterpret_cast<const uint8_t*>(arena) + bytes + slot_of(chunk);
     const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
     {
@@ -223,7 +218,12 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
       store_quad(floats(own + At::kQuads), dtx);
       store_quad(floats(own + 2 * At::kQuads), skipped);
     }
+    widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
     __syncwarp();
+    if (lane == 0) count_warp(counter(chunk));
+    fetch_states(chunk + 3);
+    fetch_tiles(chunk + 3);
+
     float dt[kRelaySteps], dtx[kRelaySteps], y[kRelaySteps] = {};
     load_quads(floats(own) - steps, dt);
     load_quads(floats(own + At::kQuads) - steps, dtx);
@@ -258,21 +258,22 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
       bs += 4 * At::kPitch * 4, looked += 256, handed += 256, factor += 128;
     }
 
+    // Gate and place of the results, independent of them; a sequence without a gate has some bytes there, too.
+    const int t = now * kRelaySteps + steps;
+    const RelayRows rows = rows_at(arena + At::kOutRows + 16 * row);
+    const float z_scale = floats(At::kConstants)[4 * row + 3];
+    const bool gated = p.z.data != nullptr;
+    float gate[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      gate[i] = select(gated, silu(small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale), 1.0f);
     // The sums of the four quarters: twice a lane keeps half of the steps and gives another quarter's the other half.
     float half[kRelaySteps / 2], result[4];
 #pragma unroll
     for (int i = 0; i < kRelaySteps / 2; ++i) half[i] = add_half(y[i], y[kRelaySteps / 2 + i], quarter / 2, 16);
     load_quads(floats(own + 2 * At::kQuads), result);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) result[i] += add_half(half[i], half[4 + i], quarter % 2, 2);
-    if (p.z.data) {
-      const float z_scale = floats(At::kConstants)[4 * row + 3];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        result[i] *= silu(small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale);
-    }
-    const int t = now * kRelaySteps + steps;
-    const RelayRows rows = rows_at(arena + At::kOutRows + 16 * row);
+    for (int i = 0; i < 4; ++i) result[i] = (result[i] + add_half(half[i], half[4 + i], quarter % 2, 2)) * gate[i];
     switch (p.out_type) {
       case Type::kInt8: {  // after so many approximations an exact division by the scale has no point
         const float reciprocal = floats(At::kConstants)[4 * row + 2];
