@@ -1,15 +1,15 @@
 // quamba::keep_block and quamba::drop_block, the CUDA side of quamba/ops/block.py.
 #include "block.h"
 
+#include <map>
 #include <mutex>
-#include <unordered_map>
 
 namespace quamba {
 namespace {
 
 struct Kept {
   std::mutex mutex;
-  std::unordered_map<int64_t, std::shared_ptr<const Block>> blocks;
+  std::map<int64_t, std::shared_ptr<const Block>> blocks;
 };
 
 Kept& kept() {
@@ -28,7 +28,11 @@ void keep_block(int64_t number, const std::vector<OptionalTensor>& tensors, cons
   for (int i = 0; i < kBlockTensors; ++i)
     QUAMBA_CHECK(tensors[i] || std::find(std::begin(kOptional), std::end(kOptional), i) != std::end(kOptional),
                  "found a block without its tensor number ", i);
-  auto block = std::make_shared<Block>(Block{tensors, floats, flags});
+  auto block = std::make_shared<Block>();
+  // Not copied as a whole: that asks the C++ library for a function that older ones do not have.
+  block->tensors.insert(block->tensors.end(), tensors.begin(), tensors.end());
+  block->floats.insert(block->floats.end(), floats.begin(), floats.end());
+  block->flags.insert(block->flags.end(), flags.begin(), flags.end());
   const Tensor &A = *tensors[kBlockA], &dt_weight = *tensors[kBlockDtWeight], &xz_scale = *tensors[kBlockXzScale],
                &dbc_scale = *tensors[kBlockDbcScale];
   QUAMBA_CHECK(A.dim() == 2 && dt_weight.dim() == 2, "A has shape ", shape_of(A), " and dt_weight ",
@@ -43,8 +47,9 @@ void keep_block(int64_t number, const std::vector<OptionalTensor>& tensors, cons
                shape_of(in_weight), " and x_weight ", shape_of(x_weight), "; expected (", 2 * inner, ", E) and (",
                rank + 2 * states, ", D)");
   block->rank = rank;
-  block->scales = {part(xz_scale, 0, inner), part(xz_scale, inner, inner), part(dbc_scale, 0, 1),
-                   part(dbc_scale, rank, states), part(dbc_scale, rank + states, states)};
+  for (const Tensor& scale : {part(xz_scale, 0, inner), part(xz_scale, inner, inner), part(dbc_scale, 0, 1),
+                              part(dbc_scale, rank, states), part(dbc_scale, rank + states, states)})
+    block->scales.push_back(scale);
   const std::lock_guard<std::mutex> lock(kept().mutex);
   kept().blocks[number] = std::move(block);
 }

@@ -1,4 +1,4 @@
-"""Consecutive quantized mixers in one call: a token by blocks_step, the persistent kernel, or whole sequences."""
+"""Consecutive quantized mixers in one call per token: blocks_step, the persistent kernel."""
 
 from collections.abc import Sequence
 
@@ -53,45 +53,4 @@ def run(mixers: Sequence[QuantizedMixer], hidden: Tensor, states: Sequence[Mixer
     out_dtype = torch.float32 if mixers[0].config.residual_in_fp32 else hidden.dtype
     convs, ssms = [state.conv for state in states], [state.ssm for state in states]
     out: Tensor = ops.blocks_step(hidden, blocks, out_dtype, convs, ssms)
-    return out
-
-
-def serves_sequences(mixers: Sequence[Mixer | QuantizedMixer], device: torch.device) -> bool:
-    """Whether `prefill` takes these mixers, and gains by it: on CUDA, as for `serves`, but on every such device."""
-    return (
-        device.type == "cuda"
-        and all(isinstance(mixer, QuantizedMixer) and mixer.block is not None for mixer in mixers)
-        and all(mixer.config.residual for mixer in mixers)
-        and len({(mixer.config.residual_in_fp32, mixer.config.dtype) for mixer in mixers}) == 1
-    )
-
-
-def prefill(
-    mixers: Sequence[QuantizedMixer], hidden: Tensor, mask: Tensor | None, states: Sequence[MixerState]
-) -> Tensor:
-    """Whole sequences through all mixers, op by op, without what Python takes between the ops.
-
-    Args:
-        mixers: consecutive blocks that `serves_sequences` takes.
-        hidden: (B, L, E) any float dtype.
-        mask: (B, L), 0 at padding, or None.
-        states: of B sequences, one per mixer; updated in place.
-
-    Returns:
-        (B, L, E), float32 where the residual stream is, else of hidden's dtype.
-
-    Raises:
-        SizeError: a mixer is none that takes sequences in one op.
-    """
-    blocks = [mixer.block.number for mixer in mixers if mixer.block is not None]
-    if len(blocks) != len(mixers):
-        raise SizeError(
-            f"found {len(mixers) - len(blocks)} of {len(mixers)} mixers that do not take sequences in one op; expected "
-            "none (quamba.nn.stack.serves_sequences)"
-        )
-    config = mixers[0].config
-    out_dtype = torch.float32 if config.residual_in_fp32 else hidden.dtype
-    wide_dtype = config.dtype if hidden.is_cuda else torch.float32
-    convs, ssms = [state.conv for state in states], [state.ssm for state in states]
-    out: Tensor = ops.blocks_prefill(hidden, blocks, wide_dtype, out_dtype, mask, convs, ssms)
     return out

@@ -52,7 +52,6 @@ class Program:
         self.device: torch.device = devices.pop()
         self._mixers = list(self.layers.values())
         self._stacked = stack.serves(self._mixers, self.device)
-        self._sequential = stack.serves_sequences(self._mixers, self.device)
         self._holders = [holder for module in self._modules for holder in module.modules()]
         self._pointers = self._found_pointers()
 
@@ -97,12 +96,7 @@ class Program:
         Returns:
             (B, V): the logits behind each sequence's last token.
         """
-        stream = self.embedding(input_ids)
-        # A prompt of one token is a step.
-        if self._sequential and input_ids.shape[1] > 1 and not ops.watched():
-            stream = stack.prefill(self._mixers, stream, mask, states)  # type: ignore[arg-type]
-        else:
-            stream = self._blocks(stream, mask, states)
+        stream = self._blocks(self.embedding(input_ids), mask, states)
         return self.tail(stream[:, -1:])[:, -1]
 
     def _blocks(self, stream: Tensor, mask: Tensor | None, states: Sequence[MixerState]) -> Tensor:

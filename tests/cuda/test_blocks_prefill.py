@@ -11,7 +11,6 @@ import quamba
 from quamba import ops
 from quamba.models.adapter import find_adapter, quantized_layers
 from quamba.ops.mixers_step import served
-from quamba.runtime import RuntimeConfig, Session
 from tests.cuda.test_mixers_step import moved
 from tests.ops.test_block import BLOCK
 from tests.ops.test_blocks_prefill import CHANGES, NAMES, arguments, op_by_op, together
@@ -82,24 +81,6 @@ def test_models_take_it(kind: str, dtype: torch.dtype, cache: bool, monkeypatch:
         mixer.block = None
     assert torch.equal(model(ids, attention_mask=mask, use_cache=cache).logits, found)
     assert len(calls) == len(mixers)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", ["mamba-untied", "falcon"])
-@pytest.mark.parametrize("masked", [True, False])
-def test_sessions_take_it_once_for_the_stack(kind: str, masked: bool) -> None:
-    model: Any = quamba.quantize(make_model(kind, torch.float16).cuda(), [tokens()], "quamba-c")
-    ids = tokens(rows=3, length=21, seed=4).cuda()
-    mask = (torch.arange(21) >= torch.tensor([[0], [5], [1]])).long().cuda() if masked else None
-    sessions = [Session(model, max_batch=3, config=RuntimeConfig(graphs=False)) for _ in range(2)]
-    engine: Any = sessions[1]._engine
-    assert engine.program._sequential
-    engine.program._sequential = False
-    found, expected = (session.prefill(ids, mask) for session in sessions)
-    assert torch.equal(found, expected)
-    states, own = (session.export_state([0, 1, 2]) for session in sessions)
-    for name, state in states.items():
-        assert torch.equal(state, own[name])
 
 
 @torch.no_grad()

@@ -38,43 +38,6 @@ def test_a_stack_is_its_mixers(recipe: str, wide: bool) -> None:
         assert torch.equal(a.ssm, b.ssm)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("wide", [True, False])
-@pytest.mark.parametrize("changes", [{}, {"dbc_norm": "learned", "in_bias": True}, {"dbc_norm": "weightless"}])
-def test_sequences_through_a_stack_are_those_through_its_mixers(changes: dict[str, Any], wide: bool) -> None:
-    blocks = mixers(dtype=torch.bfloat16, residual_in_fp32=wide, **changes)
-    hidden = hidden_states(3, 9, 24, dtype=torch.bfloat16, seed=4)
-    mask = torch.arange(9) >= torch.tensor([[0], [3], [8]])
-    states, own = ([block.new_state(3, torch.device("cpu")) for block in blocks] for _ in range(2))
-    for piece in (slice(0, 9), slice(2, 4)):
-        expected = hidden[:, piece]
-        for block, state in zip(blocks, own, strict=True):
-            expected = block(expected, mask=mask[:, piece], state=state)
-        found = stack.prefill(blocks, hidden[:, piece], mask[:, piece], states)
-        assert found.dtype == (torch.float32 if wide else torch.bfloat16)
-        assert torch.equal(found, expected)
-    for a, b in zip(states, own, strict=True):
-        assert torch.equal(a.conv, b.conv)
-        assert torch.equal(a.ssm, b.ssm)
-
-
-def test_which_stacks_it_serves_with_sequences() -> None:
-    blocks = mixers()
-    assert stack.serves_sequences(blocks, CUDA)
-    assert not stack.serves_sequences(blocks, torch.device("cpu"))
-    for other in (
-        mixers("dynamic", 1),
-        [make_mixer()],
-        mixers(count=1, residual=False),
-        mixers(count=1, residual_in_fp32=False),
-        mixers(count=1, dtype=torch.bfloat16),
-    ):
-        assert not stack.serves_sequences([*blocks, *other], CUDA)
-    states = [block.new_state(1, torch.device("cpu")) for block in [*blocks, *mixers("dynamic", 1)]]
-    with pytest.raises(SizeError, match="found 1 of 4 mixers"):
-        stack.prefill([*blocks, *mixers("dynamic", 1)], hidden_states(1, 3, 24), None, states)
-
-
 def test_which_stacks_it_serves() -> None:
     blocks = mixers()
     assert stack.serves(blocks, CUDA)
