@@ -136,8 +136,8 @@ struct RelayPlan {
   int groups = 0, blocks = 1;
 };
 
-// The plan by which the busiest multiprocessor has least to do, where more groups at a time make for less waiting. Short
-// sequences do not repay the tables.
+// The plan by which the busiest multiprocessor has least to do, where more groups at a time make for less waiting.
+// Short sequences do not repay the tables.
 RelayPlan plan_relay(const ScanParams& p, int device, int processors) {
   static const char* const forced = std::getenv("QUAMBA_SCAN_RELAY");  // 0 to kRelayGroups, or 3x2, for tuning
   static const char* const other = std::getenv("QUAMBA_SCAN_LANES");
@@ -164,7 +164,7 @@ RelayPlan plan_relay(const ScanParams& p, int device, int processors) {
   };
   for (int groups = kRelayGroups; groups >= 1; --groups) consider(groups, 1);
 #ifdef QUAMBA_SM90
-  if (major == 9) consider(kPairedGroups, 2);
+  if (major == 9 && processors > 1) consider(kPairedGroups, 2);
 #endif
   return best;
 }

@@ -8,6 +8,9 @@
 // share beside the states, B and C as floats and the bytes of x, dt and z, is written two or three chunks ahead of its
 // use, and counted.
 //
+// Where one block's channels are too many or too few for an even share, two blocks of a cluster take them together, each
+// every second chunk: the last piece of a chunk hands its states on through distributed shared memory.
+//
 // Softplus, a function of one byte, is looked up in a table of each channel. The gate is computed: a look-up takes
 // three to four wavefronts, for four lanes of a channel share a bank, and shared memory is what limits this kernel.
 #pragma once
@@ -20,9 +23,9 @@ template <int GROUPS, int BLOCKS>
 __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
     selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
   using At = RelayLayout<GROUPS, BLOCKS>;
-  // As registers allow.
-  constexpr int kStatesAtOnce = GROUPS == 3 && BLOCKS == 1 ? 2 : GROUPS < kRelayGroups ? 4 : 1;
-  constexpr bool kKeepsSkipped = kStatesAtOnce == 4;
+  constexpr int kStatesAtOnce =  // as registers allow
+      GROUPS == 3 && BLOCKS == 1 ? 2 : GROUPS < kRelayGroups ? 4 : 1;
+  constexpr bool kKeepsSkipped = kStatesAtOnce == 4;  // D x, in registers
   extern __shared__ __align__(16) char arena[];
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
   // What is the same in a warp is in uniform registers, where the shuffle shows it.
@@ -66,7 +69,9 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
   constexpr int kOwnWords = (At::kWords + 2 * GROUPS - 1) / (2 * GROUPS);
   const int word_step = kept_offset(threadIdx.x % At::kChunk), first_word = threadIdx.x / At::kChunk;
   const int raw = kept_offset(At::kRaw + 4 * static_cast<int>(threadIdx.x));
-  const auto has_word = [&](int i) { return (i + 1) * 2 * GROUPS <= At::kWords || i * 2 * GROUPS + first_word < At::kWords; };
+  const auto has_word = [&](int i) {
+    return (i + 1) * 2 * GROUPS <= At::kWords || i * 2 * GROUPS + first_word < At::kWords;
+  };
   const auto word_of = [&](int i) { return has_word(i) ? i * 2 * GROUPS + first_word : first_word; };
   const auto state_rows = [&](int i) { return rows_at(arena + At::kStateRows + 16 * word_of(i)); };
   const auto fetch_states = [&](const RelayRows (&rows)[kOwnWords], int chunk, int place = 0) {
@@ -291,8 +296,10 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
     const bool gated = p.z.data != nullptr;
     float gate[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      gate[i] = select(gated, silu(small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale), 1.0f);
+    for (int i = 0; i < 4; ++i) {
+      const float z = small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale;
+      gate[i] = select(gated, silu(z), 1.0f);
+    }
     // The sums of the four quarters: twice a lane keeps half of the steps and gives another quarter's the other half.
     float half[kRelaySteps / 2];
 #pragma unroll
