@@ -124,11 +124,11 @@ bool in_pieces(const Sequence& s, int bytes) {
          (aligned(s.data, bytes) && s.batch % bytes == 0 && s.time % bytes == 0 && s.time >= 0 && s.time <= INT32_MAX);
 }
 
-// The bytes of shared memory that a block of so many groups of channels asks for.
-int relay_bytes(int groups) {
-  constexpr int kBytes[kRelayGroups] = {RelayLayout<1>::kTotal, RelayLayout<2>::kTotal, RelayLayout<3>::kTotal,
-                                        RelayLayout<4>::kTotal, RelayLayout<5>::kTotal};
-  return kBytes[groups - 1];
+// The bytes of shared memory that a block asks for which has so many groups of channels, or half of them with another.
+int relay_bytes(int groups, int blocks) {
+  constexpr int kBytes[kRelayGroups] = {RelayLayout<1, 1>::kTotal, RelayLayout<2, 1>::kTotal, RelayLayout<3, 1>::kTotal,
+                                        RelayLayout<4, 1>::kTotal, RelayLayout<5, 1>::kTotal};
+  return blocks == 1 ? kBytes[groups - 1] : RelayLayout<kPairedGroups, 2>::kTotal;
 }
 
 // How many groups of channels a block has where the warps hand each other the states, and how many blocks share them
@@ -137,8 +137,8 @@ struct RelayPlan {
   int groups = 0, blocks = 1;
 };
 
-// The plan by which the busiest multiprocessor has least to do, where more groups at a time make for less waiting. Short
-// sequences do not repay the tables.
+// The plan by which the busiest multiprocessor has least to do, where more groups at a time make for less waiting.
+// Short sequences do not repay the tables.
 RelayPlan plan_relay(const ScanParams& p, int device, int processors) {
   static const char* const forced = std::getenv("QUAMBA_SCAN_RELAY");  // 0 to kRelayGroups, or 3x2, for tuning
   static const char* const other = std::getenv("QUAMBA_SCAN_LANES");
@@ -153,18 +153,19 @@ RelayPlan plan_relay(const ScanParams& p, int device, int processors) {
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   double best_cost = 0.0;
   const auto consider = [&](int groups, int blocks) {
-    if ((forced && (std::atoi(forced) != groups || paired != (blocks > 1))) || relay_bytes(groups) > shared) return;
+    if (forced && (std::atoi(forced) != groups || paired != (blocks > 1))) return;
+    if (relay_bytes(groups, blocks) > shared) return;
     const int channels = groups * kRelayChannels;
     const int64_t shares = (p.channels + channels - 1) / channels * p.batch;
     const int64_t share = (shares + processors / blocks - 1) / (processors / blocks);
-    const int64_t at_a_time = groups * std::min<int64_t>(share, shared / relay_bytes(groups));
-    const double warps = static_cast<double>(at_a_time * relay_pieces(groups)) / 4;  // of a scheduler
+    const int64_t at_a_time = groups * std::min<int64_t>(share, shared / relay_bytes(groups, blocks));
+    const double warps = static_cast<double>(at_a_time * relay_pieces(groups, blocks)) / 4;  // of a scheduler
     const double cost = static_cast<double>(share * groups) / blocks * (warps + 1.0) / warps;
     if (best.groups == 0 || cost < best_cost) best_cost = cost, best = {groups, blocks};
   };
   for (int groups = kRelayGroups; groups >= 1; --groups) consider(groups, 1);
 #ifdef QUAMBA_SM90
-  if (major == 9) consider(kPairedGroups, 2);
+  if (major == 9 && processors > 1) consider(kPairedGroups, 2);
 #endif
   return best;
 }

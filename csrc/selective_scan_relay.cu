@@ -8,7 +8,7 @@ namespace quamba {
 
 template <int GROUPS, int BLOCKS>
 cudaError_t launch_selective_scan_relay(const ScanParams& p, cudaStream_t stream) {
-  using Layout = RelayLayout<GROUPS>;
+  using Layout = RelayLayout<GROUPS, BLOCKS>;
   const dim3 grid(static_cast<unsigned>((p.channels + Layout::kChannels - 1) / Layout::kChannels * BLOCKS),
                   static_cast<unsigned>(p.batch));
   return launch(selective_scan_relay_kernel<GROUPS, BLOCKS>,

@@ -8,6 +8,9 @@
 // share beside the states, B and C as floats and the bytes of x, dt and z, is written two or three chunks ahead of its
 // use, and counted.
 //
+// Where one block's channels are too many or too few for an even share, two blocks of a cluster take them together, each
+// every second chunk: the last piece of a chunk hands its states on through distributed shared memory.
+//
 // Softplus, a function of one byte, is looked up in a table of each channel. The gate is computed: a look-up takes
 // three to four wavefronts, for four lanes of a channel share a bank, and shared memory is what limits this kernel.
 #pragma once
@@ -17,10 +20,12 @@
 namespace quamba {
 
 template <int GROUPS, int BLOCKS>
-__global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
+__global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
     selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
-  using At = RelayLayout<GROUPS>;
-  constexpr int kStatesAtOnce = GROUPS == 3 ? 2 : GROUPS < kRelayGroups ? 4 : 1;  // as registers allow
+  using At = RelayLayout<GROUPS, BLOCKS>;
+  constexpr int kStatesAtOnce =  // as registers allow
+      GROUPS == 3 && BLOCKS == 1 ? 2 : GROUPS < kRelayGroups ? 4 : 1;
+  constexpr bool kKeepsSkipped = kStatesAtOnce == 4;  // D x, in registers
   extern __shared__ __align__(16) char arena[];
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
   // What is the same in a warp is in uniform registers, where the shuffle shows it.
@@ -44,50 +49,53 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   const int copied_to = kept_offset(At::kTiles + column / At::kUnits * At::kTile + column % At::kUnits * 16 +
                                     first_step * At::kRow + first_step / 4 * At::kGap);
   const int in_rows = kept_offset(At::kInRows + 16 * (first_step < At::kStepsAtOnce ? column : At::kCopies));
-  const auto fetch_tiles = [&](int chunk) {
-    const RelayRows rows = rows_at(arena + in_rows);
+  const auto fetch_tiles = [&](const RelayRows& rows, int chunk) {
     char* const to = arena + slot_of(chunk) + copied_to;
 #pragma unroll
     for (int i = 0; i < At::kChunk; i += At::kStepsAtOnce) {
       const int step = i + threadIdx.x / At::kCopies, t = (chunk * BLOCKS + rank) * At::kChunk + step;
-      if ((At::kChunk % At::kStepsAtOnce != 0 && step >= At::kChunk) || t >= rows.count) continue;
+      const bool inside = (At::kChunk % At::kStepsAtOnce == 0 || step < At::kChunk) && t < rows.count;
       char* const unit = to + i * At::kRow + i / 4 * At::kGap;
       if (p.quads) {
-        copy_quad_async(unit, rows.at(t));
+        copy_inside_async<16>(unit, rows.at(t), inside);
       } else {
         const int64_t c = c0 - shift + thread_index() % At::kCopies % At::kUnits * 16;
-        copy_pair_async(unit, rows.at(t));
-        if (c + 8 < p.channels) copy_pair_async(unit + 8, rows.at(t) + 8);
+        copy_inside_async<8>(unit, rows.at(t), inside);
+        copy_inside_async<8>(unit + 8, rows.at(t) + 8, inside && c + 8 < p.channels);
       }
     }
   };
   // The words of B and C that a thread widens are its own from the copy on.
+  constexpr int kOwnWords = (At::kWords + 2 * GROUPS - 1) / (2 * GROUPS);
   const int word_step = kept_offset(threadIdx.x % At::kChunk), first_word = threadIdx.x / At::kChunk;
   const int raw = kept_offset(At::kRaw + 4 * static_cast<int>(threadIdx.x));
-  const auto each_word = [&](auto&& f) {
-#pragma unroll
-    for (int i = 0; i < At::kWords; i += 2 * GROUPS)
-      if (i + first_word < At::kWords) f(i + first_word, raw + i * At::kChunk * 4);
+  const auto has_word = [&](int i) {
+    return (i + 1) * 2 * GROUPS <= At::kWords || i * 2 * GROUPS + first_word < At::kWords;
   };
-  const auto fetch_states = [&](int chunk, int place = 0) {
+  const auto word_of = [&](int i) { return has_word(i) ? i * 2 * GROUPS + first_word : first_word; };
+  const auto state_rows = [&](int i) { return rows_at(arena + At::kStateRows + 16 * word_of(i)); };
+  const auto fetch_states = [&](const RelayRows (&rows)[kOwnWords], int chunk, int place = 0) {
     const int t = (chunk * BLOCKS + rank) * At::kChunk + word_step;
-    each_word([&](int k, int word) {
-      const RelayRows rows = rows_at(arena + At::kStateRows + 16 * k);
-      if (t < rows.count) copy_word_async(arena + word + place, rows.at(t));
-    });
+#pragma unroll
+    for (int i = 0; i < kOwnWords; ++i)
+      copy_inside_async<4>(arena + raw + i * 2 * GROUPS * At::kChunk * 4 + place, rows[i].at(t),
+                           has_word(i) && t < rows[i].count);
   };
+  const auto raw_word = [&](int i, int place = 0) {
+    return *reinterpret_cast<const uint32_t*>(arena + raw + i * 2 * GROUPS * At::kChunk * 4 + place);
+  };
+  const auto scales_of = [&](int i) { return *reinterpret_cast<const float4*>(arena + At::kScales + 16 * word_of(i)); };
   // Finite past the sequence's end, where dt x is zero. State 4 q + r becomes row 4 r + q.
-  const auto widen_states = [&](int wide, int place = 0) {
-    each_word([&](int k, int word) {
-      const float4 scale = *reinterpret_cast<const float4*>(arena + At::kScales + 16 * k);
-      float v[4];
-      unpack_bytes(*reinterpret_cast<const uint32_t*>(arena + word + place), v);
-      float* const to = floats(wide) + (k + k / 4 * 12) * At::kPitch + word_step;
-      to[0] = v[0] * scale.x;
-      to[4 * At::kPitch] = v[1] * scale.y;
-      to[8 * At::kPitch] = v[2] * scale.z;
-      to[12 * At::kPitch] = v[3] * scale.w;
-    });
+  const auto widen = [&](int i, uint32_t word, const float4& scale, int wide) {
+    if (!has_word(i)) return;
+    const int k = word_of(i);
+    float v[4];
+    unpack_bytes(word, v);
+    float* const to = floats(wide) + (k + k / 4 * 12) * At::kPitch + word_step;
+    to[0] = v[0] * scale.x;
+    to[4 * At::kPitch] = v[1] * scale.y;
+    to[8 * At::kPitch] = v[2] * scale.z;
+    to[12 * At::kPitch] = v[3] * scale.w;
   };
 
   if (threadIdx.x < At::kWords) {
@@ -114,9 +122,15 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   wait_for_previous();
   // All that the block reads at first is asked for before any of it is used.
   constexpr int kSecond = At::kPrepared - At::kRaw;  // where the second chunk of B and C waits, unused as yet
-  fetch_states(0);
-  fetch_states(1, kSecond);
-  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
+  {
+    RelayRows rows[kOwnWords];
+#pragma unroll
+    for (int i = 0; i < kOwnWords; ++i) rows[i] = state_rows(i);
+    fetch_states(rows, 0);
+    fetch_states(rows, 1, kSecond);
+    const RelayRows tile_rows = rows_at(arena + in_rows);
+    for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(tile_rows, chunk);
+  }
   const int64_t channel = channel_of(row);
   const bool first = piece == At::kPieces - 1 && rank == 0;
   float a[4] = {}, initial[4] = {};
@@ -174,9 +188,16 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   }
   wait_copies();
   __syncthreads();  // the scales of B and C
-  widen_states(0);
-  widen_states(At::kWide, kSecond);
-  fetch_states(2);
+  {
+    RelayRows rows[kOwnWords];
+#pragma unroll
+    for (int i = 0; i < kOwnWords; ++i) {
+      rows[i] = state_rows(i);
+      widen(i, raw_word(i), scales_of(i), 0);
+      widen(i, raw_word(i, kSecond), scales_of(i), At::kWide);
+    }
+    fetch_states(rows, 2);
+  }
   __syncthreads();
   if constexpr (BLOCKS > 1) wait_for_words();
 
@@ -185,6 +206,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
                                 (piece * 4 + quarter) * At::kGap + shift + row);
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
 
+  const unsigned there = BLOCKS > 1 ? in_block(word_at(to), (rank + 1) % BLOCKS) : 0u;
   int wide = 0;
   for (int chunk = 0;; ++chunk) {
     const int now = (chunk * BLOCKS + rank) * At::kPieces + piece;
@@ -196,11 +218,19 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     if (chunk >= 2)
       while (!counted(counter(chunk - 2), static_cast<unsigned>(chunk - 2) / 4 % 2)) continue;
     __syncwarp();
+    // Asked for before what they do not depend on.
+    RelayRows own_rows[kOwnWords];
+    uint32_t words[kOwnWords];
+    float4 scales[kOwnWords];
+    const RelayRows tile_rows = rows_at(arena + in_rows);
+#pragma unroll
+    for (int i = 0; i < kOwnWords; ++i) own_rows[i] = state_rows(i), words[i] = raw_word(i), scales[i] = scales_of(i);
     const uint8_t* const tile = reinterpret_cast<const uint8_t*>(arena) + bytes + slot_of(chunk);
     const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
+    float skipped[4];
     {
       const int valid = length - now * kRelaySteps - steps;
-      float dt[4], dtx[4], skipped[4];
+      float dt[4], dtx[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) dt[i] = floats(At::kSoftplus)[row * 256 + tile[At::kTile + i * At::kRow]];
 #pragma unroll
@@ -216,14 +246,15 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
       }
       store_quad(floats(own), dt);
       store_quad(floats(own + At::kQuads), dtx);
-      store_quad(floats(own + 2 * At::kQuads), skipped);
+      if constexpr (!kKeepsSkipped) store_quad(floats(own + 2 * At::kQuads), skipped);
     }
-    widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
+    fetch_tiles(tile_rows, chunk + 3);
+    const int ahead = wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide;
+#pragma unroll
+    for (int i = 0; i < kOwnWords; ++i) widen(i, words[i], scales[i], ahead);
+    fetch_states(own_rows, chunk + 3);
     __syncwarp();
     if (lane == 0) count_warp(counter(chunk));
-    fetch_states(chunk + 3);
-    fetch_tiles(chunk + 3);
-
     float dt[kRelaySteps], dtx[kRelaySteps], y[kRelaySteps] = {};
     load_quads(floats(own) - steps, dt);
     load_quads(floats(own + At::kQuads) - steps, dtx);
@@ -252,7 +283,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
         if (i + 4 < kRelaySteps) load_quads(floats(bs) + i + 4, b);
       }
       if (away)
-        hand_on_away(word_at(handed), (rank + 1) % BLOCKS, state, now + 1);
+        hand_on_away(there + (handed - to), state, now + 1);
       else
         hand_on(word_at(handed), state, now + 1);
       bs += 4 * At::kPitch * 4, looked += 256, handed += 256, factor += 128;
@@ -265,15 +296,18 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     const bool gated = p.z.data != nullptr;
     float gate[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      gate[i] = select(gated, silu(small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale), 1.0f);
+    for (int i = 0; i < 4; ++i) {
+      const float z = small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale;
+      gate[i] = select(gated, silu(z), 1.0f);
+    }
     // The sums of the four quarters: twice a lane keeps half of the steps and gives another quarter's the other half.
-    float half[kRelaySteps / 2], result[4];
+    float half[kRelaySteps / 2];
 #pragma unroll
     for (int i = 0; i < kRelaySteps / 2; ++i) half[i] = add_half(y[i], y[kRelaySteps / 2 + i], quarter / 2, 16);
-    load_quads(floats(own + 2 * At::kQuads), result);
+    if constexpr (!kKeepsSkipped) load_quads(floats(own + 2 * At::kQuads), skipped);
+    float result[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) result[i] = (result[i] + add_half(half[i], half[4 + i], quarter % 2, 2)) * gate[i];
+    for (int i = 0; i < 4; ++i) result[i] = (skipped[i] + add_half(half[i], half[4 + i], quarter % 2, 2)) * gate[i];
     switch (p.out_type) {
       case Type::kInt8: {  // after so many approximations an exact division by the scale has no point
         const float reciprocal = floats(At::kConstants)[4 * row + 2];
