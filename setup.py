@@ -73,7 +73,8 @@ def units() -> list[Unit]:
     # Needs the asynchronous copies of Hopper; elsewhere a step takes the single ops.
     result.append(Unit("mixers_step.cu", "mixers_step", only="90a"))
     for base in (0, 1, 12, 20):
-        result.append(Unit("mixers_step_kernel.cu", f"mixers_step_{base}", (f"-DQUAMBA_BASE={base}",), only="90a"))
+        for kernel in ("mixers_step", "mixers_step_many"):
+            result.append(Unit(f"{kernel}_kernel.cu", f"{kernel}_{base}", (f"-DQUAMBA_BASE={base}",), only="90a"))
     result.append(Unit("linear_sm80.cu", "linear_sm80", NO_ASSERTS, only="80"))
     for name, cpp in TYPES.items():
         tiles = ["k128x128", "k64x64"]
