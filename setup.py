@@ -79,7 +79,8 @@ def units() -> list[Unit]:
     result.append(Unit("mixers_step.cu", "mixers_step", only="90a"))
     result.append(Unit("blocks_step.cu", "blocks_step", only="90a"))
     for base in (0, 1, 12, 20):
-        result.append(Unit("mixers_step_kernel.cu", f"mixers_step_{base}", (f"-DQUAMBA_BASE={base}",), only="90a"))
+        for kernel in ("mixers_step", "mixers_step_many"):
+            result.append(Unit(f"{kernel}_kernel.cu", f"{kernel}_{base}", (f"-DQUAMBA_BASE={base}",), only="90a"))
     result.append(Unit("linear_sm80.cu", "linear_sm80", NO_ASSERTS, only="80"))
     for name, cpp in TYPES.items():
         for residual in (0, 1):

@@ -187,34 +187,63 @@ void common_alignment(const std::vector<Block>& blocks, size_t first, size_t end
   }
 }
 
+// f(a constant that is the order of the base matrix).
+template <typename F>
+cudaError_t with_base(int base, F&& f) {
+  return base == 0    ? f(std::integral_constant<int, 0>())
+         : base == 1  ? f(std::integral_constant<int, 1>())
+         : base == 12 ? f(std::integral_constant<int, 12>())
+                      : f(std::integral_constant<int, 20>());
+}
+
+int most_cluster(const StackFormat& f) {
+  return environment("QUAMBA_STEP_CLUSTER", f.inner >= kStackSharedWidth ? 4 : 1);
+}
+
+// The plan for many sequences, with as large clusters as the device has room for.
+void plan_many(StackParams* params, const int* aligned_to, int tokens, int processors, int shared) {
+  StackPlan* const p = &params->plan;
+  for (int most = most_cluster(p->f);; most = p->cluster / 2) {
+    plan_stack<true>(p, aligned_to, tokens, processors, shared, most);
+    if (p->cluster == 1) return;
+    int room = 0;
+    const cudaError_t error = with_base(
+        p->base, [&](auto base) { return mixers_step_many_room<decltype(base)::value>(*params, &room); });
+    QUAMBA_CHECK(error == cudaSuccess, "mixers_step: found no occupancy: ", cudaGetErrorString(error));
+    if (room * p->cluster >= p->grid) return;
+  }
+}
+
 // Launches blocks `first` to `end` of the stack, all of one format, for sequences [token, token + plan.tokens).
 void launch(StackParams* params, const std::vector<Block>& blocks, size_t first, size_t end, int64_t token,
-            const Tensor& like, cudaStream_t stream) {
+            bool many, const Tensor& like, cudaStream_t stream) {
   StackPlan* const p = &params->plan;
   p->blocks = static_cast<int>(end - first);
-  p->cluster = plan_cluster(*p, environment("QUAMBA_STEP_CLUSTER", p->f.inner >= kStackSharedWidth ? 4 : 1));
+  if (!many) p->cluster = plan_cluster(*p, most_cluster(p->f));
   for (size_t i = first; i < end; ++i) {
     StackBlock& b = params->block[i - first] = blocks[i].block;
     b.conv_state += token * p->f.conv_batch;
     b.ssm_state += token * p->f.ssm_batch;
   }
   const int64_t sums = p->f.rank + 2 * p->f.states, tokens = p->tokens;
-  const int64_t dbc = kSumSpread * p->blocks * tokens * sums, residual = kStackTurns * tokens * p->f.model;
+  const int64_t dbc = p->blocks * sums * (many ? 4 * divide_up(p->tokens, 8) : kSumSpread * tokens);
+  const int64_t residual = kStackTurns * tokens * (many ? round_up(p->grid, 4) : p->f.model);
   const int64_t g = kStackTurns * tokens * p->f.inner, bytes = tokens * std::max(p->f.model, p->f.inner);
-  const int64_t zeroed = 128 + 8 * (dbc + dbc % 2) + 4 * (residual + g);
+  constexpr int kCounters = 2 * 4 * kCounterSpread;
+  const int64_t zeroed = kCounters + 8 * (dbc + dbc % 2) + 4 * (residual + g);
   const Tensor space = empty(like, {zeroed + bytes}, ScalarType::Char);
   char* const memory = static_cast<char*>(space.data_ptr());
   p->counter = reinterpret_cast<unsigned*>(memory);
-  p->dbc = reinterpret_cast<unsigned long long*>(memory + 128);
-  p->residual = reinterpret_cast<unsigned*>(p->dbc + dbc + dbc % 2);
+  p->dbc = reinterpret_cast<unsigned long long*>(memory + kCounters);
+  p->residual = p->squares = reinterpret_cast<unsigned*>(p->dbc + dbc + dbc % 2);
   p->g = p->residual + residual;
   p->bytes = reinterpret_cast<int8_t*>(p->g + g);
   cudaError_t error = cudaMemsetAsync(memory, 0, zeroed, stream);
   if (error == cudaSuccess)
-    error = p->base == 0    ? launch_mixers_step<0>(params, stream)
-            : p->base == 1  ? launch_mixers_step<1>(params, stream)
-            : p->base == 12 ? launch_mixers_step<12>(params, stream)
-                            : launch_mixers_step<20>(params, stream);
+    error = with_base(p->base, [&](auto base) {
+      constexpr int kBase = decltype(base)::value;
+      return many ? launch_mixers_step_many<kBase>(*params, stream) : launch_mixers_step<kBase>(params, stream);
+    });
   QUAMBA_CHECK(error == cudaSuccess, "mixers_step: the kernel could not be launched: ", cudaGetErrorString(error));
 }
 
@@ -258,7 +287,14 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
     p.f = blocks[first].format;
     int aligned_to[kStackFields];
     common_alignment(blocks, first, end, aligned_to);
-    plan_stack(&p, aligned_to, static_cast<int>(std::min<int64_t>(batch, kStackTokens)), processors, shared);
+    const bool wide = p.f.inner >= kStackSharedWidth;
+    const bool many = batch >= environment("QUAMBA_STEP_MANY", wide ? kStackManyWide : kStackMany);
+    const int tokens = static_cast<int>(std::min<int64_t>(batch, many ? kManyTokens : kStackTokens));
+    if (many) {
+      plan_many(&params, aligned_to, tokens, processors, shared);
+    } else {
+      plan_stack<false>(&p, aligned_to, tokens, processors, shared);
+    }
     p.flight = plan_flight(p.s, environment("QUAMBA_STEP_FLIGHT", 49152));
     p.pace = static_cast<unsigned>(environment("QUAMBA_STEP_PACE", p.s.slot_bytes / kStackBytesACycle));
     // A later launch reads the whole row of what an earlier one wrote, so that it cannot write to the same place.
@@ -270,7 +306,7 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
       p.hidden_row = input.stride(0);
       p.hidden = static_cast<const char*>(input.data_ptr()) + token * p.hidden_row * size_of(p.hidden_type);
       p.out = static_cast<char*>(result.data_ptr()) + token * model * size_of(out_type);
-      launch(&params, blocks, first, end, token, hidden, stream);
+      launch(&params, blocks, first, end, token, many, hidden, stream);
     }
     input = result;
   }

@@ -12,4 +12,12 @@ namespace quamba {
 template <int BASE>
 cudaError_t launch_mixers_step(StackParams* p, cudaStream_t stream);
 
+// The same for many sequences, with the plan's cluster.
+template <int BASE>
+cudaError_t launch_mixers_step_many(const StackParams& p, cudaStream_t stream);
+
+// How many clusters of p.plan.cluster thread blocks the device takes at a time.
+template <int BASE>
+cudaError_t mixers_step_many_room(const StackParams& p, int* room);
+
 }  // namespace quamba

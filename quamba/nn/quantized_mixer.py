@@ -12,7 +12,7 @@ from quamba.errors import QuambaError
 from quamba.nn.config import BlockConfig, MixerState, traceable
 from quamba.nn.linear import QuantizedLinear
 from quamba.nn.route import Route
-from quamba.ops.mixers_step import CUDA_TOKENS, served
+from quamba.ops.mixers_step import most_tokens, served
 from quamba.recipe import BlockFormat, QuantSpec
 
 
@@ -265,7 +265,7 @@ class QuantizedMixer(nn.Module):
         step = state is not None and hidden.shape[1] == 1 and mask is None
         if step:
             hidden = hidden[:, 0]
-            few = not hidden.is_cuda or hidden.shape[0] <= CUDA_TOKENS
+            few = not hidden.is_cuda or hidden.shape[0] <= most_tokens(c.d_inner)
             if state is not None and few and self.step_arguments is not None:
                 out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
                 token: Tensor

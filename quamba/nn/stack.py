@@ -10,10 +10,7 @@ from quamba.errors import SizeError
 from quamba.nn.config import MixerState
 from quamba.nn.mixer import Mixer
 from quamba.nn.quantized_mixer import QuantizedMixer
-from quamba.ops.mixers_step import CUDA_TOKENS
-
-# Sequences in a call of `run`; beyond, a CUDA device is faster with the mixers one by one.
-MOST_TOKENS = CUDA_TOKENS
+from quamba.ops.mixers_step import most_tokens as most_tokens_of
 
 
 def serves(mixers: Sequence[Mixer | QuantizedMixer], device: torch.device) -> bool:
@@ -30,12 +27,17 @@ def serves(mixers: Sequence[Mixer | QuantizedMixer], device: torch.device) -> bo
     )
 
 
+def most_tokens(mixers: Sequence[Mixer | QuantizedMixer]) -> int:
+    """Sequences in a call of `run`; beyond, a CUDA device is faster with the mixers one by one."""
+    return min(most_tokens_of(mixer.config.d_inner) for mixer in mixers)
+
+
 def run(mixers: Sequence[QuantizedMixer], hidden: Tensor, states: Sequence[MixerState]) -> Tensor:
     """One token per sequence through all mixers.
 
     Args:
         mixers: consecutive blocks.
-        hidden: (B, E) any float dtype; on CUDA, B at most MOST_TOKENS.
+        hidden: (B, E) any float dtype; on CUDA, B at most `most_tokens`.
         states: of B sequences, one per mixer; updated in place.
 
     Returns:

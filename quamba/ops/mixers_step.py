@@ -92,10 +92,19 @@ mixers_step = register(
     cpu=mixers_step_cpu,
 )
 
-# Beyond so many sequences a CUDA device is faster with the single ops (benchmarks/NOTES.md).
-CUDA_TOKENS = 8
 _CUDA_BASES = (1, 12, 20)  # kStackHadamards of csrc/include/quamba/mixers_step.cuh
 _CUDA_MOST = {"d_model": 8192, "d_inner": 8192, "d_state": 32, "dt_rank": 256}
+
+
+def most_tokens(d_inner: int) -> int:
+    """Sequences up to which a CUDA device is faster with the whole blocks than with the single ops.
+
+    By benchmarks/NOTES.md; the states and operands of more do not leave a wide block's weights enough shared memory.
+
+    Args:
+        d_inner: D.
+    """
+    return 16 if d_inner <= 5120 else 8
 
 
 def served(device: torch.device, *, d_model: int, d_inner: int, d_state: int, dt_rank: int, rotate: bool) -> bool:

@@ -51,7 +51,8 @@ class Program:
         self.tail = tail
         self.device: torch.device = devices.pop()
         self._mixers = list(self.layers.values())
-        self._stacked = stack.serves(self._mixers, self.device)
+        # Sequences that go through all mixers at a time, at most.
+        self._stacked = stack.most_tokens(self._mixers) if stack.serves(self._mixers, self.device) else 0
         self._holders = [holder for module in self._modules for holder in module.modules()]
         self._pointers = self._found_pointers()
 
@@ -81,7 +82,7 @@ class Program:
             (B, V) logits.
         """
         stream = self.embedding(tokens[:, None])
-        if self._stacked and tokens.shape[0] <= stack.MOST_TOKENS and not ops.references_forced():
+        if tokens.shape[0] <= self._stacked and not ops.references_forced():
             return self.tail(stack.run(self._mixers, stream[:, 0], states))  # type: ignore[arg-type]
         return self.tail(self._blocks(stream, None, states))[:, -1]
 

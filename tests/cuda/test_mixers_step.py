@@ -40,6 +40,9 @@ CHANGES: dict[str, dict[str, Any]] = {
     "inner 8192, seven tokens": {"inner": 8192, "batch": 7, "rank": 256},
     "the shape of mamba-130m": {"model": 768, "inner": 1536, "rank": 48, "batch": 1},
     "the shape of mamba-130m, four tokens": {"model": 768, "inner": 1536, "rank": 48, "batch": 4},
+    "the shape of mamba-130m, sixteen tokens": {"model": 768, "inner": 1536, "rank": 48, "batch": 16},
+    "inner 5120, sixteen tokens": {"inner": 5120, "batch": 16, "rank": 160},
+    "inner 8192, sixteen tokens": {"inner": 8192, "batch": 16, "rank": 256},
     "no rotation": {"rotate": False},
     "no rotation, five tokens": {"rotate": False, "batch": 5},
     "no residual": {"residual": False},
@@ -93,7 +96,16 @@ def test_a_block_equals_the_reference(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("batch", [1, 2, 9, 16, 33])
+@pytest.mark.parametrize("name", [name for name, change in CHANGES.items() if "batch" not in change])
+def test_many_sequences_equal_the_reference(name: str) -> None:
+    args = arguments(**(SHAPE | CHANGES[name] | {"batch": 13}))
+    with ops.reference():
+        expected = stepped(args)
+    assert_same_step(back(stepped(moved(args))), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("batch", [1, 2, 3, 8, 9, 16, 33])
 @pytest.mark.parametrize("same", [True, False])
 def test_a_stack_equals_its_blocks(batch: int, same: bool) -> None:
     kinds = [{}] * 7 if same else [{}, {}, *KINDS[1:], {}]
@@ -108,9 +120,9 @@ def test_a_stack_equals_its_blocks(batch: int, same: bool) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [1, 2, 16])
 @pytest.mark.parametrize("cluster", ["2", "4"])
-@pytest.mark.parametrize("inner", [1536, 3072, 5120])
+@pytest.mark.parametrize("inner", [1024, 1536, 3072, 5120])
 def test_clusters_that_share_a_transform(inner: int, cluster: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     args = moved(stack([{}] * 5, **(SHAPE | {"inner": inner}), batch=batch)[0])
     alone = run(args)

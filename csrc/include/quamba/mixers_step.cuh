@@ -8,6 +8,9 @@ namespace quamba {
 
 constexpr int kStackBlocks = 100;       // blocks a launch: a kernel's arguments end at 32764 bytes
 constexpr int kStackTokens = 8;         // sequences a launch
+constexpr int kStackMany = 9;           // from so many on, the kernel for many sequences
+constexpr int kStackManyWide = 3;       // the same for blocks that are wide
+constexpr int kManyTokens = 16;         // sequences a launch of that one
 constexpr int kStackDistributed = 3;    // from so many on, a token's norm and transform are one thread block's work
 constexpr int kStackTurns = 4;
 constexpr int kStackSlots = 24;         // of the ring, at most
@@ -78,6 +81,9 @@ struct StackShared {
   int sum_numbers, A, taps, dt_weight;
   int x_weight, x_weight_pitch, x_weight_width;  // the pitch in words; bytes a copy
   StackCopy copy[kStagedFields];
+  // Of the kernel for many sequences (mixers_step_many.cuh):
+  int items, x, d, bc, gathered;
+  int x_pitch, d_pitch;  // bytes from a sequence's row to the next one's
 };
 
 // n / by for n and `by` below 2^16, by a multiplication.
@@ -99,6 +105,7 @@ struct StackPlan {
   int flight;          // slots of the ring that are under way at a time, at most
   unsigned pace;       // cycles from one slot's request to the next one's, at least
   int cluster;         // thread blocks that share a transform of g: 1, 2 or 4
+  int parts;           // of W_out along K, one for each thread block of a cluster
   // The transform of g: order = power * base.
   int power, log_power, base;  // base 0: none
   float factor;
@@ -115,6 +122,7 @@ struct StackPlan {
   unsigned* residual;            // (kStackTurns, tokens, E): the residual stream between blocks
   unsigned* g;                   // (kStackTurns, tokens, D)
   int8_t* bytes;                 // (tokens, max(D, E)), u or g
+  unsigned* squares;             // (kStackTurns, tokens, grid), for many sequences in place of the residual stream
 };
 
 struct StackParams {
@@ -130,6 +138,10 @@ constexpr int kAccPitch = 8;         // sums of a product: (rows, 8), a column f
 constexpr int kSumSpread = 4;
 __host__ __device__ constexpr int sum_place(int i) { return kSumSpread * (i - i % 4) + i % 4; }
 
+// For many sequences: numbers from row to row of a product's sums, by groups of eight sequences.
+__host__ __device__ constexpr int many_pitch(int groups) { return 8 * groups + 4; }
+
+constexpr int kCounterSpread = 32;   // words from one of two counters of thread blocks to the other one
 constexpr int kTeams = 2;            // of workers; each takes a slot at a time
 constexpr int kTileWeightRows = 16;  // of a weight, in a slot of the ring
 constexpr int kSlotColumns = 2560;   // of a weight, in a slot, at most: short copies are slow

@@ -12,12 +12,17 @@ __device__ __forceinline__ uint32_t remote_address(const void* own, int rank) {
   return address;
 }
 
-__device__ __forceinline__ void store_remote(float* own, int rank, float v) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(remote_address(own, rank)), "f"(v) : "memory");
+// Numbers for another thread block, and a barrier there that counts their bytes: no fence, as arriving at a barrier behind
+// plain stores would take, which all of a multiprocessor's traffic has to pass. Addresses as remote_address gives them.
+__device__ __forceinline__ void send(uint32_t to, uint32_t v, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to), "r"(v),
+               "r"(barrier)
+               : "memory");
 }
 
-__device__ __forceinline__ void store_remote(uint2* own, int rank, uint2 v) {
-  asm volatile("st.shared::cluster.v2.u32 [%0], {%1, %2};" ::"r"(remote_address(own, rank)), "r"(v.x), "r"(v.y)
+__device__ __forceinline__ void send(uint32_t to, uint2 v, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.u32 [%0], {%1, %2}, [%3];" ::"r"(to), "r"(v.x),
+               "r"(v.y), "r"(barrier)
                : "memory");
 }
 

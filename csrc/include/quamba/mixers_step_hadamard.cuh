@@ -84,7 +84,7 @@ __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_
 // one that all know. A worker has eight numbers, its neighbour the other eight of sixteen.
 template <bool CLUSTER>
 __device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int cluster,
-                                            int8_t* out) {
+                                            uint64_t* rounded, int8_t* out) {
   const float reciprocal = reciprocal_approx(scale), sign = threadIdx.x & 1 ? -1.0f : 1.0f;
 #pragma unroll 1
   for (int u0 = threadIdx.x & ~31; u0 < order / 8; u0 += kStackWorkers) {
@@ -108,7 +108,8 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
         const uint2 words = make_uint2(pack_bytes(bytes[0], bytes[1], bytes[2], bytes[3]),
                                        pack_bytes(bytes[4], bytes[5], bytes[6], bytes[7]));
 #pragma unroll 1
-        for (int rank = 0; rank < cluster; ++rank) store_remote(reinterpret_cast<uint2*>(out + 8 * u), rank, words);
+        for (int rank = 0; rank < cluster; ++rank)
+          send(remote_address(out + 8 * u, rank), words, remote_address(rounded, rank));
       }
     }
   }
@@ -116,8 +117,8 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
 
 // The stages after the base matrix, and the bytes: of `order` numbers, some rows of the (base, power) matrix.
 template <bool CLUSTER>
-__device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int order, int cluster, float* shared,
-                                            int8_t* out) {
+__device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int order, int cluster, uint64_t* rounded,
+                                            float* shared, int8_t* out) {
 #pragma unroll 1
   for (int done = p.log_power; done > 4;) {
     const int stages = (done - 4) % 4 ? (done - 4) % 4 : 4;
@@ -136,7 +137,7 @@ __device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int
         rotate_middle<4>(shared, order, done);
     }
   }
-  rotate_last<CLUSTER>(shared, order, p.factor, scale, cluster, out);
+  rotate_last<CLUSTER>(shared, order, p.factor, scale, cluster, rounded, out);
 }
 
 // Columns [first, first + columns) of the (base, power) matrix of published numbers, to their places in `shared`.
@@ -159,8 +160,9 @@ __device__ __forceinline__ void fetch_columns(const unsigned* from, int log_powe
 }
 
 // A row of g by the thread blocks of a cluster: each fetches some columns of the (base, power) matrix and multiplies
-// them by the base matrix, then each has some rows. Their bytes go to the shared memory of all, or with `global` to where
-// `out` is for all; then the next row may follow after the cluster has met. `turned` changes its phase once a call.
+// them by the base matrix, then each has some rows. Their bytes go to the shared memory of all, where they are once
+// `rounded` was passed, or with `global` to where `out` is for all; then the next row may follow after the cluster has met.
+// `turned` changes its phase once a call, `rounded` where it is used.
 template <int BASE>
 __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned* g, const float* signs, float scale,
                                               StackBarriers& barriers, int parity, bool global, float* shared,
@@ -176,12 +178,18 @@ __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned
   float v[BASE];
 #pragma unroll
   for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
+  // Each gets so many bytes; it may get the first of them before it says so.
+  if (threadIdx.x == 0) {
+    barrier_expect(&barriers.turned, 4 * rows << p.log_power);
+    if (!global) barrier_expect(&barriers.rounded, p.f.inner);
+  }
   team_sync();
+  const uint32_t to = remote_address(at, owner), turned = remote_address(&barriers.turned, owner);
   multiply_base<BASE>(signs, v, owner * rows + (part >> log_cluster), parts, (owner + 1) * rows,
-                      [&](int row, float sum) { store_remote(at + row * pitch, owner, sum); });
-  meet_cluster(&barriers.turned, cluster, parity);
+                      [&](int row, float sum) { send(to + 4 * row * pitch, __float_as_uint(sum), turned); });
+  barrier_wait(&barriers.turned, parity);
   const int first = rank * rows;
-  rotate_rows<true>(p, scale, rows * p.power, global ? 0 : cluster, shared + first * pitch, out + first * p.power);
+  rotate_rows<true>(p, scale, rows * p.power, global ? 0 : cluster, &barriers.rounded, shared + first * pitch, out + first * p.power);
 }
 
 // A row of g that fetch_row left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
@@ -191,7 +199,7 @@ __device__ __forceinline__ void rotate_row(const StackPlan& p, const float* sign
                                            int8_t* out) {
   team_sync();
   if constexpr (BASE > 1) rotate_base<BASE>(signs, p.log_power, shared);
-  rotate_rows<false>(p, scale, p.f.inner, 0, shared, out);
+  rotate_rows<false>(p, scale, p.f.inner, 0, nullptr, shared, out);
 }
 
 }  // namespace quamba

@@ -115,6 +115,16 @@ __device__ __forceinline__ StackOutput output_of(const StackPlan& p, const Stack
   return {__fmul_rn(numbers.one(kGScale), number[0]), number[1], kept[i]};
 }
 
+__device__ __forceinline__ void store_out(const StackPlan& p, int64_t at, float v) {
+  if (p.out_type == Type::kFloat) {
+    static_cast<float*>(p.out)[at] = v;
+  } else if (p.out_type == Type::kHalf) {
+    static_cast<__half*>(p.out)[at] = __float2half_rn(v);
+  } else {
+    static_cast<__nv_bfloat16*>(p.out)[at] = __float2bfloat16_rn(v);
+  }
+}
+
 // The result of W_out, added to the residual stream, of which `kept` holds the thread block's part.
 __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackShare& share,
                                          const StackNumbers& numbers, StackOutput out, float* kept, int* acc) {
@@ -130,12 +140,8 @@ __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackS
       v = rounded_to(v, p.out_type);
       publish(p.residual + turn(l + 1, p.tokens * p.f.model) + at, v);
       kept[i] = v;
-    } else if (p.out_type == Type::kFloat) {
-      static_cast<float*>(p.out)[at] = v;
-    } else if (p.out_type == Type::kHalf) {
-      static_cast<__half*>(p.out)[at] = __float2half_rn(v);
     } else {
-      static_cast<__nv_bfloat16*>(p.out)[at] = __float2bfloat16_rn(v);
+      store_out(p, at, v);
     }
   }
 }
@@ -210,7 +216,7 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
           }
         } else if constexpr (CLUSTER) {
           rotate_shared<BASE>(p, from, signs, numbers.one(kGScale), barriers, turns++ & 1, distributed, raw, row);
-          if (!distributed || m + row_step < p.tokens) meet_cluster(&barriers.rounded, p.cluster, rounds++ & 1);
+          if (!distributed) barrier_wait(&barriers.rounded, rounds++ & 1);
         } else {
           fetch_row<kAtATime<BASE>>(from, columns, raw);
           rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
@@ -243,6 +249,24 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
   }
 }
 
+// Of the ring, the staging and the cluster, by one thread.
+__device__ __forceinline__ void init_barriers(const StackPlan& p, StackBarriers& barriers, int workers,
+                                              int team_warps) {
+#pragma unroll 1
+  for (int i = 0; i < p.s.slots; ++i) {
+    barrier_init(&barriers.full[i], kStackStreams);
+    barrier_init(&barriers.empty[i], team_warps);
+  }
+#pragma unroll 1
+  for (int i = 0; i < 2; ++i) {
+    barrier_init(&barriers.staged[i], 2 * kStackStagers);
+    barrier_init(&barriers.spent[i], workers);
+  }
+  barrier_init(&barriers.body_staged, kStackStagers);
+  barrier_init(&barriers.body_spent, workers);
+  barrier_init(&barriers.turned, 1);
+}
+
 // BASE: order of the base matrix of the transform of g; 0: there is no transform. CLUSTER: thread blocks of a cluster
 // share it.
 template <int BASE, bool CLUSTER>
@@ -262,22 +286,8 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
     *reinterpret_cast<int*>(first + i) = 0;
   if constexpr (BASE > 1) write_signs<BASE>(fixed.signs);
   if (threadIdx.x == 0) {
-#pragma unroll 1
-    for (int i = 0; i < p.s.slots; ++i) {
-      barrier_init(&barriers.full[i], kStackStreams);
-      barrier_init(&barriers.empty[i], kTeamWarps);
-    }
-#pragma unroll 1
-    for (int i = 0; i < 2; ++i) {
-      barrier_init(&barriers.staged[i], 2 * kStackStagers);
-      barrier_init(&barriers.spent[i], kStackWorkers);
-    }
-    barrier_init(&barriers.body_staged, kStackStagers);
-    barrier_init(&barriers.body_spent, kStackWorkers);
-    if constexpr (CLUSTER) {
-      barrier_init(&barriers.turned, p.cluster * kStackWorkers / 32);
-      barrier_init(&barriers.rounded, p.cluster * kStackWorkers / 32);
-    }
+    init_barriers(p, barriers, kStackWorkers, kTeamWarps);
+    barrier_init(&barriers.rounded, 1);
     barriers_ready();
     fixed.share = StackShare(p);
   }
@@ -286,7 +296,7 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
   if (threadIdx.x < kStackWorkers) {
     work<BASE, CLUSTER>(p, fixed, shared);
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {
-    stage_blocks(fixed.plan, params.block, fixed.share, shared, barriers);
+    stage_blocks<kStackWorkers, false>(fixed.plan, params.block, fixed.share, shared, barriers);
   } else {
     stream_weights(fixed.plan, params.block, fixed.share, shared, barriers);
   }

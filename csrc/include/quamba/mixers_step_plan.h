@@ -77,6 +77,21 @@ inline bool can_share_transform(const StackPlan& p) { return p.base > 1 && p.pow
 // each other's they do not know of what else is in it.
 inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistributed && !can_share_transform(p); }
 
+// The ring of weight tiles in so many bytes, or less: of the ways to cut rows, the one that has most in it. Copies of less
+// than 1280 bytes leave half of the memory's speed, so they are for those who have no room.
+inline int plan_ring(StackPlan* p, int available) {
+  StackShared& s = p->s;
+  s.slots = s.slot_bytes = 0;
+  for (int columns = kSlotColumns; columns >= 256 && (columns >= 1280 || s.slots == 0); columns /= 2) {
+    const int bytes = kTileWeightRows * std::max(operand_pitch(slot_columns(p->f.model, columns)),
+                                                 operand_pitch(slot_columns(p->f.inner / p->parts, columns)));
+    const int slots = std::min((available - kStackFixedBytes) / bytes, kStackSlots);
+    if (slots >= kStackLeastSlots && slots * bytes > s.slots * s.slot_bytes)
+      s.slots = slots, s.slot_bytes = bytes, s.slot_columns = columns;
+  }
+  return s.slots * s.slot_bytes;
+}
+
 inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const StackFormat& f = p->f;
   StackShared& s = p->s;
@@ -96,20 +111,43 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   const int raw = take(shares_memory(*p) ? std::max(scratch, row) : row), own = shares_memory(*p) ? raw : take(scratch);
   const int kept = take(tokens * p->rows * 4);
   const int first = take(sizes.head), second = take(sizes.head), body = take(sizes.body);
-  // Of the ways to cut rows, the one that has most in the ring. Copies of less than
-  // 1280 bytes leave half of the memory's speed, so they are for those who have no room.
-  s.slots = s.slot_bytes = 0;
-  for (int columns = kSlotColumns; columns >= 256 && (columns >= 1280 || s.slots == 0); columns /= 2) {
-    const int bytes = kTileWeightRows * std::max(operand_pitch(slot_columns(f.model, columns)),
-                                                 operand_pitch(slot_columns(f.inner, columns)));
-    const int slots = std::min((available - kStackFixedBytes - at) / bytes, kStackSlots);
-    if (slots >= kStackLeastSlots && slots * bytes > s.slots * s.slot_bytes)
-      s.slots = slots, s.slot_bytes = bytes, s.slot_columns = columns;
-  }
-  const int ring = s.slots * s.slot_bytes;
+  const int ring = plan_ring(p, available - at);
   s.act = ring + act, s.acc = ring + acc, s.raw = ring + raw, s.kept = ring + kept;
   s.scratch = ring + own;
   s.head[0] = ring + first, s.head[1] = ring + second, s.body = ring + body;
+  s.total = kStackFixedBytes + ring + at;
+}
+
+// The same for many sequences. The numbers of a transform, and those of d, B and C before their norms, lie where u was.
+inline void plan_shared_many(StackPlan* p, const int* aligned_to, int available) {
+  const StackFormat& f = p->f;
+  StackShared& s = p->s;
+  const int sums = f.rank + 2 * f.states, tokens = p->tokens, groups = divide_up(tokens, 8);
+  const StackSizes sizes = plan_fields(p, aligned_to);
+  int at = 0;
+  const auto take = [&](int* offset, int bytes) {
+    *offset = at;
+    at += round_up(bytes, 16);
+  };
+  const int row = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;  // with padded_index
+  const int u = tokens * operand_pitch(f.model), g = tokens * operand_pitch(f.inner / p->parts);
+  take(&s.act, std::max({u, g, row, f.norm_dbc ? 4 * tokens * sums : 0}));
+  take(&s.acc, 4 * many_pitch(groups) * std::max(round_up(2 * p->channels, 16), round_up(p->parts * p->rows, 16)));
+  // Eight rows of these, four bytes each, hit all banks; matrix instructions take 32 columns at a time.
+  s.x_pitch = round_up(p->channels, 32) + 16, s.d_pitch = round_up(f.rank, 32) + 16;
+  take(&s.x, 8 * groups * s.x_pitch);
+  take(&s.d, 8 * groups * s.d_pitch);
+  take(&s.bc, 4 * tokens * 2 * f.states);
+  take(&s.items, 16 * tokens * p->channels);
+  take(&s.kept, 4 * tokens * p->rows);
+  take(&s.gathered, p->parts > 1 ? 4 * p->parts * tokens * p->rows : 0);
+  take(&s.head[0], sizes.head);
+  take(&s.head[1], sizes.head);
+  take(&s.body, sizes.body + 64);  // the last rows of weights are read beyond their ends
+  const int ring = plan_ring(p, available - at);
+  for (int* offset : {&s.act, &s.acc, &s.x, &s.d, &s.bc, &s.items, &s.kept, &s.gathered, &s.head[0],
+                      &s.head[1], &s.body})
+    *offset += ring;
   s.total = kStackFixedBytes + ring + at;
 }
 
@@ -123,7 +161,16 @@ inline void plan_transform(StackPlan* p) {
   p->factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(p->f.inner)));
 }
 
-inline void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors, int available) {
+// How many thread blocks share a transform, 1, 2 or 4, at most `most`.
+inline int plan_cluster(const StackPlan& p, int most) {
+  int cluster = can_share_transform(p) && most > 1 ? (most < 4 ? 2 : 4) : 1;
+  while (cluster > 1 && (p.grid % cluster || p.base % cluster || p.power / cluster < 16)) cluster /= 2;
+  return cluster;
+}
+
+// MANY: for the kernel for many sequences. `room`: thread blocks that may be a cluster there, 1, 2 or 4.
+template <bool MANY>
+void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors, int available, int room = 1) {
   const StackFormat& f = p->f;
   QUAMBA_CHECK(f.model % 16 == 0 && f.model <= kStackWidth && f.inner % 16 == 0 && f.states % 4 == 0 &&
                    f.rank % 4 == 0,
@@ -140,8 +187,9 @@ inline void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int proc
   p->channels = round_up(divide_up(f.inner, processors), 4);
   p->grid = divide_up(f.inner, p->channels);
   p->rows = round_up(divide_up(f.model, p->grid), 2);
+  p->parts = p->cluster = MANY ? plan_cluster(*p, room) : 1;  // a cluster of many shares W_out, too
   for (p->tokens = tokens;; p->tokens = (p->tokens + 1) / 2) {
-    plan_shared(p, aligned_to, available);
+    MANY ? plan_shared_many(p, aligned_to, available) : plan_shared(p, aligned_to, available);
     if (p->s.slots >= kStackLeastSlots) return;
     QUAMBA_CHECK(p->tokens > 1, "mixers_step: found E=", f.model, ", D=", f.inner, ", N=", f.states, ", R=", f.rank,
                  "; a thread block has ", available, " bytes of shared memory, too few for them");
@@ -153,13 +201,6 @@ inline void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int proc
 // two slots behind the one it had last has to be there.
 inline int plan_flight(const StackShared& s, int bytes) {
   return std::min(std::max(bytes / s.slot_bytes, 2), s.slots % kTeams == 0 ? s.slots : s.slots - kTeams);
-}
-
-// How many thread blocks share a transform, 1, 2 or 4, at most `most`.
-inline int plan_cluster(const StackPlan& p, int most) {
-  int cluster = can_share_transform(p) && most > 1 ? (most < 4 ? 2 : 4) : 1;
-  while (cluster > 1 && (p.grid % cluster || p.base % cluster || p.power / cluster < 16)) cluster /= 2;
-  return cluster;
 }
 
 }  // namespace quamba

@@ -44,8 +44,8 @@ struct StackRing {
   int next;  // of a product's slots the team's first
   int slot, round = 0;
 
-  __device__ StackRing(char* slots, StackBarriers* barriers)
-      : slots(slots), barriers(barriers), next(threadIdx.x / 32 / kTeamWarps), slot(next) {}
+  __device__ StackRing(char* slots, StackBarriers* barriers, int team_warps = kTeamWarps)
+      : slots(slots), barriers(barriers), next(threadIdx.x / 32 / team_warps), slot(next) {}
 };
 
 // The sums of a warp over a slot: of the `steps` times 64 columns from its first on, every kTeamWarps-th. Of the 16

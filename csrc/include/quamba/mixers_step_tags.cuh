@@ -10,6 +10,28 @@ namespace quamba {
 // The workers of a thread block meet.
 __device__ __forceinline__ void team_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kStackWorkers) : "memory"); }
 
+// One word that others write.
+__device__ __forceinline__ unsigned load_published_one(const unsigned* from) {
+  unsigned word;
+  asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+  return word;
+}
+
+// One thread's part of a meeting of all thread blocks, as the `goal`-th to arrive or before.
+__device__ __forceinline__ void meet_grid(unsigned* counter, unsigned goal) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+  unsigned seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  } while (seen < goal);
+}
+
+// The same without order: what was written before may be seen later.
+__device__ __forceinline__ void meet_grid_early(unsigned* counter, unsigned goal) {
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+  while (load_published_one(counter) < goal) continue;
+}
+
 // The workers of all thread blocks meet: what any wrote before arriving is there for all after waiting.
 class StackGrid {
  public:
@@ -17,13 +39,7 @@ class StackGrid {
   __device__ void meet() {
     goal_ += grid_;
     team_sync();
-    if (threadIdx.x == 0) {
-      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter_) : "memory");
-      unsigned seen;
-      do {
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter_) : "memory");
-      } while (seen < goal_);
-    }
+    if (threadIdx.x == 0) meet_grid(counter_, goal_);
     team_sync();
   }
 

@@ -24,6 +24,7 @@ struct StackBarriers {
   uint64_t full[kStackSlots], empty[kStackSlots];
   uint64_t staged[2], spent[2], body_staged, body_spent;  // of the heads, of the body
   uint64_t turned, rounded;
+  uint64_t gathered;  // for many sequences
 };
 
 __device__ __forceinline__ void barriers_ready() {
@@ -65,12 +66,14 @@ __device__ __forceinline__ void prefetch_line(const void* from) {
 // each cut along K. The rest, of fewer rows, is cut into longer pieces, so that slots are full.
 struct StackTiles {
   int rows, columns;
+  int first_column, pitch;              // in memory
   int whole, pieces, slot_columns;      // tiles of 16 rows, the slots of each and their columns
   int rest, rest_pieces, rest_columns;  // rows of the last tile, its slots and their columns
 
   StackTiles() = default;
-  __device__ StackTiles(int rows, int columns, const StackShared& s)
-      : rows(rows), columns(columns), whole(rows / kTileWeightRows), rest(rows % kTileWeightRows) {
+  __device__ StackTiles(int rows, int columns, const StackShared& s, int parts = 1, int part = 0)
+      : rows(rows), columns(columns / parts), first_column(part * (columns / parts)), pitch(columns), whole(rows / kTileWeightRows), rest(rows % kTileWeightRows) {
+    columns = this->columns;
     slot_columns = quamba::slot_columns(columns, s.slot_columns);
     pieces = divide_up(columns, slot_columns);
     rest_pieces = 0, rest_columns = slot_columns;
@@ -89,6 +92,7 @@ struct StackTiles {
 struct StackShare {
   int channel, channels;  // the first of D, and how many
   int row, rows;          // of E
+  int product_row;        // of W_out's first tile: with many sequences a cluster's rows, of which each has some columns
   StackDivisor over_channels, over_rows;
   StackTiles tiles[2];  // of W_in, of W_out
 
@@ -100,7 +104,9 @@ struct StackShare {
     rows = max(0, min(p.rows, p.f.model - row));
     over_channels = StackDivisor(channels), over_rows = StackDivisor(rows);
     tiles[0] = StackTiles(2 * channels, p.f.model, p.s);
-    tiles[1] = StackTiles(rows, p.f.inner, p.s);
+    const int parts = p.parts, rank = blockIdx.x & (parts - 1);
+    product_row = (blockIdx.x - rank) * p.rows;
+    tiles[1] = StackTiles(max(0, min(parts * p.rows, p.f.model - product_row)), p.f.inner, p.s, parts, rank);
   }
 };
 
@@ -137,10 +143,10 @@ static __device__ __noinline__ void stream_weights(const StackPlan& p, const Sta
 #pragma unroll 1
     for (int tile = 0; tile * kTileWeightRows < now.rows; ++tile) {
       const int rows = now.rows_of(tile), most = now.columns_of(tile), mine = tile * kTileWeightRows + own;
-      const int row = second                   ? share.row + mine
+      const int row = second                   ? share.product_row + mine
                       : mine < share.channels ? share.channel + mine
                                               : p.f.inner + share.channel + mine - share.channels;
-      const int8_t* const from = weight + static_cast<int64_t>(row) * now.columns;
+      const int8_t* const from = weight + static_cast<int64_t>(row) * now.pitch + now.first_column;
       char* const to = shared + own * operand_pitch(most);
       const int copies = max(0, divide_up(rows - first, kStackStreams));
 #pragma unroll 1
@@ -180,10 +186,11 @@ __device__ __forceinline__ void copy_piece(char* to, const char* from, int width
 __device__ __forceinline__ int turn(int l, int count) { return l % kStackTurns * count; }
 
 // Not inline: the workers would lose registers.
+template <int WORKERS, bool MANY>
 static __device__ __noinline__ void stage_blocks(const StackPlan& p, const StackBlock* blocks,
                                                  const StackShare& share, char* shared, StackBarriers& barriers) {
   const StackFormat& f = p.f;
-  const int thread = threadIdx.x - kStackWorkers, sums = p.over_sums.by, count = share.channels;
+  const int thread = threadIdx.x - WORKERS, sums = p.over_sums.by, count = share.channels;
   const int64_t first = share.channel;
   const int x_width = p.s.x_weight_width, x_pieces = count / x_width;
 #pragma unroll 1
@@ -234,8 +241,11 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
       for (int i = thread; i < count; i += kStackStagers)
         p.g[turn(l, p.tokens * f.inner) + m * f.inner + share.channel + i] = 0;
 #pragma unroll 1
-      for (int i = thread; i < share.rows; i += kStackStagers)
+      for (int i = thread; !MANY && i < share.rows; i += kStackStagers)
         p.residual[turn(l + 1, p.tokens * f.model) + m * f.model + share.row + i] = 0;
+    }
+    if constexpr (MANY) {
+      if (thread < p.tokens) p.squares[turn(l + 1, p.tokens * p.grid) + thread * p.grid + blockIdx.x] = 0;
     }
     __threadfence();
     barrier_arrive(&barriers.staged[l & 1]);
