@@ -161,7 +161,7 @@ class QuantizedMixer(nn.Module):
         self.block: ops.Block | None = None
         self.scan_vectors = (self.dt_bias, self.D)
         if self.ready and self.A.is_cuda:
-            # The type that the scan's step is compiled for.
+            # The type that the step of the scan for many sequences is compiled for.
             self.scan_vectors = (self.dt_bias.to(torch.float32), self.D.to(torch.float32))
         route, c = self.route, self.config
         if not (self.ready and route.one_step):
@@ -317,7 +317,7 @@ class QuantizedMixer(nn.Module):
         g_scale = self.g_scale if route.static_g else None
         scan_scale = None if route.rotate_g else g_scale
         scan_dtype = wide if scan_scale is None else torch.int8
-        dt_bias, D = self.scan_vectors
+        dt_bias, D = self.scan_vectors if step else (self.dt_bias, self.D)
         scan = (dt_bias, self.A, B, B_scale, C, C_scale, D, z, z_scale, scan_scale, scan_dtype)
         if state is not None and fused and route.fused_dt:
             weight = (self.dt_proj.qweight, self.dt_proj.weight_scale)
