@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quamba.calibration import Plan, Statistics
 from quamba.convert import refill_x
 from quamba.data import Batch
 from quamba.errors import CalibrationError
@@ -18,6 +17,7 @@ from quamba.models.adapter import Adapter, AnyMixer
 from quamba.nn.mixer import Mixer
 from quamba.nn.named import swap
 from quamba.nn.quantized_mixer import QuantizedMixer
+from quamba.observation import Plan, Statistics
 from quamba.observers import ChannelPercentile, Histogram
 from quamba.progress import track
 from quamba.transforms import Transforms

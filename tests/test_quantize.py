@@ -17,6 +17,7 @@ from quamba.nn.ends import QuantizedEmbedding, QuantizedHead
 from quamba.nn.mixer import Mixer
 from quamba.nn.quantized_mixer import QuantizedMixer
 from quamba.nn.simulated_mixer import SimulatedMixer
+from quamba.observation import Statistics, collect
 from quamba.recipe import QuantSpec, Recipe, Step
 
 VOCABULARY = 96
@@ -152,9 +153,9 @@ def test_shards_merge_to_the_same_scales_as_one_pass() -> None:
         adapter.install(model, n, mixer)
     plan = calibration.static_plan(recipe, mixers)
 
-    def observe(ids: Tensor) -> calibration.Statistics:
+    def observe(ids: Tensor) -> Statistics:
         batches = KeptBatches([ids], samples=None, device="cpu")
-        return calibration.collect(model=model, adapter=adapter, mixers=mixers, plan=plan, batches=batches)
+        return collect(model=model, adapter=adapter, mixers=mixers, plan=plan, batches=batches)
 
     ids = tokens(8)
     whole, left, right = observe(ids), observe(ids[:3]), observe(ids[3:])

@@ -151,6 +151,13 @@ def hidden_states(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0
     return (torch.randn(shape, generator=generator, dtype=torch.float64) * channels).to(dtype)
 
 
+def mixers_of(family: str, dtype: torch.dtype = torch.float32) -> dict[int, Mixer]:
+    """A tiny model's mixers in float, by layer, as quantize() makes them."""
+    model = make_model(family, dtype=dtype)
+    adapter = find_adapter(model)
+    return {n: Mixer(adapter.config(model, n), adapter.tensors(model, n)) for n in adapter.layers(model)}
+
+
 @torch.no_grad()
 def find_transforms(mixer: Mixer, format: BlockFormat, hidden: Tensor) -> Transforms:
     """The coordinates that a format's steps ask for, smoothing by what the mixer does to `hidden`."""

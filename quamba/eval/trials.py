@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quamba.calibration import smoothing_plan, static_plan
+from quamba.calibration import static_plan
 from quamba.errors import CalibrationError, QuambaError, RecipeError
 from quamba.eval.latency import Latency, LatencySettings
 from quamba.eval.provenance import file_sha256
 from quamba.eval.results import TaskResult
 from quamba.eval.template import LocalTask
 from quamba.recipe import Recipe
+from quamba.smoothing import smoothing_plan
 from quamba.text import TextPart
 
 # The baseline's recipe: the original model, computed by quamba's float mixers.
