@@ -15,9 +15,7 @@ constexpr int kPairedGroups = 3;    // of two blocks that take turns
 // Pieces of a chunk, and warps to a group of channels. Four are at work on its states at a time, each a state behind
 // the one before; where groups are few there is room for more, which meanwhile prepare their piece or finish it. Two
 // blocks have twice as many, and four with more registers are faster than five.
-constexpr int relay_pieces(int groups, int blocks) {
-  return groups <= 2 ? 8 : groups == 3 && blocks == 1 ? 5 : 4;
-}
+constexpr int relay_pieces(int groups, int blocks) { return groups <= 2 ? 8 : groups == 3 && blocks == 1 ? 5 : 4; }
 
 // Where the parts of a block's shared memory begin, in bytes.
 template <int GROUPS, int BLOCKS>
@@ -82,21 +80,9 @@ __device__ __forceinline__ RelayRows rows_at(const void* from) {
   return {static_cast<uint64_t>(v.y) << 32 | v.x, v.z, static_cast<int>(v.w)};
 }
 
-// So many bytes (4, 8 or 16), where they are inside; no branch.
-template <int BYTES>
-__device__ __forceinline__ void copy_inside_async(void* shared, const void* global, bool inside) {
+__device__ __forceinline__ void copy_quad_async(void* shared, const void* global) {
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  if constexpr (BYTES == 16) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p cp.async.cg.shared.global [%0], [%1], 16;\n}\n" ::"r"(
-                     address),
-                 "l"(global), "r"(static_cast<unsigned>(inside))
-                 : "memory");
-  } else {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %2, 0;\n@p cp.async.ca.shared.global [%0], [%1], %3;\n}\n" ::"r"(
-                     address),
-                 "l"(global), "r"(static_cast<unsigned>(inside)), "n"(BYTES)
-                 : "memory");
-  }
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global));
 }
 
 // A state and the number of the piece that it is for: one access, so that either tells about the other.
@@ -114,19 +100,17 @@ __device__ __forceinline__ void hand_on(uint64_t* word, float state, unsigned pi
                "l"(value));
 }
 
-// The same place in the shared memory of another block of a cluster, and handing on to there. On Hopper.
-__device__ __forceinline__ unsigned in_block(const uint64_t* word, int rank) {
-  unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(word));
-#if __CUDA_ARCH__ >= 900
-  asm volatile("mapa.shared::cluster.u32 %0, %0, %1;" : "+r"(address) : "r"(rank));
-#endif
-  return address;
-}
-
-__device__ __forceinline__ void hand_on_away(unsigned address, float state, unsigned piece) {
+// The same in the shared memory of another block of a cluster, which has the word at the same place. On Hopper.
+__device__ __forceinline__ void hand_on_away(const uint64_t* word, int rank, float state, unsigned piece) {
 #if __CUDA_ARCH__ >= 900
   const uint64_t value = static_cast<uint64_t>(piece) << 32 | __float_as_uint(state);
-  asm volatile("st.volatile.shared::cluster.b64 [%0], %1;" ::"r"(address), "l"(value));
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "st.volatile.shared::cluster.b64 [there], %2;\n"
+      "}\n" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(word))),
+      "r"(rank), "l"(value));
 #endif
 }
 

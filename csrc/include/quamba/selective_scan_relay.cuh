@@ -8,8 +8,8 @@
 // share beside the states, B and C as floats and the bytes of x, dt and z, is written two or three chunks ahead of its
 // use, and counted.
 //
-// Where one block's channels are too many or too few for an even share, two blocks of a cluster take them together, each
-// every second chunk: the last piece of a chunk hands its states on through distributed shared memory.
+// Where whole blocks make for an uneven share of the device, two blocks of a cluster take channels together, each every
+// second chunk: the last piece of a chunk hands its states on through distributed shared memory.
 //
 // Softplus, a function of one byte, is looked up in a table of each channel. The gate is computed: a look-up takes
 // three to four wavefronts, for four lanes of a channel share a bank, and shared memory is what limits this kernel.
@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
   using At = RelayLayout<GROUPS, BLOCKS>;
   constexpr int kStatesAtOnce =  // as registers allow
       GROUPS == 3 && BLOCKS == 1 ? 2 : GROUPS < kRelayGroups ? 4 : 1;
-  constexpr bool kKeepsSkipped = kStatesAtOnce == 4;  // D x, in registers
+  constexpr bool kKeepsSkipped = kStatesAtOnce == 4 && BLOCKS == 1;  // D x, in registers
   extern __shared__ __align__(16) char arena[];
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
   // What is the same in a warp is in uniform registers, where the shuffle shows it.
@@ -49,53 +49,50 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
   const int copied_to = kept_offset(At::kTiles + column / At::kUnits * At::kTile + column % At::kUnits * 16 +
                                     first_step * At::kRow + first_step / 4 * At::kGap);
   const int in_rows = kept_offset(At::kInRows + 16 * (first_step < At::kStepsAtOnce ? column : At::kCopies));
-  const auto fetch_tiles = [&](const RelayRows& rows, int chunk) {
+  const auto fetch_tiles = [&](int chunk) {
+    const RelayRows rows = rows_at(arena + in_rows);
     char* const to = arena + slot_of(chunk) + copied_to;
 #pragma unroll
     for (int i = 0; i < At::kChunk; i += At::kStepsAtOnce) {
       const int step = i + threadIdx.x / At::kCopies, t = (chunk * BLOCKS + rank) * At::kChunk + step;
-      const bool inside = (At::kChunk % At::kStepsAtOnce == 0 || step < At::kChunk) && t < rows.count;
+      if ((At::kChunk % At::kStepsAtOnce != 0 && step >= At::kChunk) || t >= rows.count) continue;
       char* const unit = to + i * At::kRow + i / 4 * At::kGap;
       if (p.quads) {
-        copy_inside_async<16>(unit, rows.at(t), inside);
+        copy_quad_async(unit, rows.at(t));
       } else {
         const int64_t c = c0 - shift + thread_index() % At::kCopies % At::kUnits * 16;
-        copy_inside_async<8>(unit, rows.at(t), inside);
-        copy_inside_async<8>(unit + 8, rows.at(t) + 8, inside && c + 8 < p.channels);
+        copy_pair_async(unit, rows.at(t));
+        if (c + 8 < p.channels) copy_pair_async(unit + 8, rows.at(t) + 8);
       }
     }
   };
   // The words of B and C that a thread widens are its own from the copy on.
-  constexpr int kOwnWords = (At::kWords + 2 * GROUPS - 1) / (2 * GROUPS);
   const int word_step = kept_offset(threadIdx.x % At::kChunk), first_word = threadIdx.x / At::kChunk;
   const int raw = kept_offset(At::kRaw + 4 * static_cast<int>(threadIdx.x));
-  const auto has_word = [&](int i) {
-    return (i + 1) * 2 * GROUPS <= At::kWords || i * 2 * GROUPS + first_word < At::kWords;
-  };
-  const auto word_of = [&](int i) { return has_word(i) ? i * 2 * GROUPS + first_word : first_word; };
-  const auto state_rows = [&](int i) { return rows_at(arena + At::kStateRows + 16 * word_of(i)); };
-  const auto fetch_states = [&](const RelayRows (&rows)[kOwnWords], int chunk, int place = 0) {
-    const int t = (chunk * BLOCKS + rank) * At::kChunk + word_step;
+  const auto each_word = [&](auto&& f) {
 #pragma unroll
-    for (int i = 0; i < kOwnWords; ++i)
-      copy_inside_async<4>(arena + raw + i * 2 * GROUPS * At::kChunk * 4 + place, rows[i].at(t),
-                           has_word(i) && t < rows[i].count);
+    for (int i = 0; i < At::kWords; i += 2 * GROUPS)
+      if (i + first_word < At::kWords) f(i + first_word, raw + i * At::kChunk * 4);
   };
-  const auto raw_word = [&](int i, int place = 0) {
-    return *reinterpret_cast<const uint32_t*>(arena + raw + i * 2 * GROUPS * At::kChunk * 4 + place);
+  const auto fetch_states = [&](int chunk, int place = 0) {
+    const int t = (chunk * BLOCKS + rank) * At::kChunk + word_step;
+    each_word([&](int k, int word) {
+      const RelayRows rows = rows_at(arena + At::kStateRows + 16 * k);
+      if (t < rows.count) copy_word_async(arena + word + place, rows.at(t));
+    });
   };
-  const auto scales_of = [&](int i) { return *reinterpret_cast<const float4*>(arena + At::kScales + 16 * word_of(i)); };
   // Finite past the sequence's end, where dt x is zero. State 4 q + r becomes row 4 r + q.
-  const auto widen = [&](int i, uint32_t word, const float4& scale, int wide) {
-    if (!has_word(i)) return;
-    const int k = word_of(i);
-    float v[4];
-    unpack_bytes(word, v);
-    float* const to = floats(wide) + (k + k / 4 * 12) * At::kPitch + word_step;
-    to[0] = v[0] * scale.x;
-    to[4 * At::kPitch] = v[1] * scale.y;
-    to[8 * At::kPitch] = v[2] * scale.z;
-    to[12 * At::kPitch] = v[3] * scale.w;
+  const auto widen_states = [&](int wide, int place = 0) {
+    each_word([&](int k, int word) {
+      const float4 scale = *reinterpret_cast<const float4*>(arena + At::kScales + 16 * k);
+      float v[4];
+      unpack_bytes(*reinterpret_cast<const uint32_t*>(arena + word + place), v);
+      float* const to = floats(wide) + (k + k / 4 * 12) * At::kPitch + word_step;
+      to[0] = v[0] * scale.x;
+      to[4 * At::kPitch] = v[1] * scale.y;
+      to[8 * At::kPitch] = v[2] * scale.z;
+      to[12 * At::kPitch] = v[3] * scale.w;
+    });
   };
 
   if (threadIdx.x < At::kWords) {
@@ -122,15 +119,9 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
   wait_for_previous();
   // All that the block reads at first is asked for before any of it is used.
   constexpr int kSecond = At::kPrepared - At::kRaw;  // where the second chunk of B and C waits, unused as yet
-  {
-    RelayRows rows[kOwnWords];
-#pragma unroll
-    for (int i = 0; i < kOwnWords; ++i) rows[i] = state_rows(i);
-    fetch_states(rows, 0);
-    fetch_states(rows, 1, kSecond);
-    const RelayRows tile_rows = rows_at(arena + in_rows);
-    for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(tile_rows, chunk);
-  }
+  fetch_states(0);
+  fetch_states(1, kSecond);
+  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
   const int64_t channel = channel_of(row);
   const bool first = piece == At::kPieces - 1 && rank == 0;
   float a[4] = {}, initial[4] = {};
@@ -188,16 +179,9 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
   }
   wait_copies();
   __syncthreads();  // the scales of B and C
-  {
-    RelayRows rows[kOwnWords];
-#pragma unroll
-    for (int i = 0; i < kOwnWords; ++i) {
-      rows[i] = state_rows(i);
-      widen(i, raw_word(i), scales_of(i), 0);
-      widen(i, raw_word(i, kSecond), scales_of(i), At::kWide);
-    }
-    fetch_states(rows, 2);
-  }
+  widen_states(0);
+  widen_states(At::kWide, kSecond);
+  fetch_states(2);
   __syncthreads();
   if constexpr (BLOCKS > 1) wait_for_words();
 
@@ -206,7 +190,6 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
                                 (piece * 4 + quarter) * At::kGap + shift + row);
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
 
-  const unsigned there = BLOCKS > 1 ? in_block(word_at(to), (rank + 1) % BLOCKS) : 0u;
   int wide = 0;
   for (int chunk = 0;; ++chunk) {
     const int now = (chunk * BLOCKS + rank) * At::kPieces + piece;
@@ -218,13 +201,6 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
     if (chunk >= 2)
       while (!counted(counter(chunk - 2), static_cast<unsigned>(chunk - 2) / 4 % 2)) continue;
     __syncwarp();
-    // Asked for before what they do not depend on.
-    RelayRows own_rows[kOwnWords];
-    uint32_t words[kOwnWords];
-    float4 scales[kOwnWords];
-    const RelayRows tile_rows = rows_at(arena + in_rows);
-#pragma unroll
-    for (int i = 0; i < kOwnWords; ++i) own_rows[i] = state_rows(i), words[i] = raw_word(i), scales[i] = scales_of(i);
     const uint8_t* const tile = reinterpret_cast<const uint8_t*>(arena) + bytes + slot_of(chunk);
     const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
     float skipped[4];
@@ -248,13 +224,12 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
       store_quad(floats(own + At::kQuads), dtx);
       if constexpr (!kKeepsSkipped) store_quad(floats(own + 2 * At::kQuads), skipped);
     }
-    fetch_tiles(tile_rows, chunk + 3);
-    const int ahead = wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide;
-#pragma unroll
-    for (int i = 0; i < kOwnWords; ++i) widen(i, words[i], scales[i], ahead);
-    fetch_states(own_rows, chunk + 3);
+    widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
     __syncwarp();
     if (lane == 0) count_warp(counter(chunk));
+    fetch_states(chunk + 3);
+    fetch_tiles(chunk + 3);
+
     float dt[kRelaySteps], dtx[kRelaySteps], y[kRelaySteps] = {};
     load_quads(floats(own) - steps, dt);
     load_quads(floats(own + At::kQuads) - steps, dtx);
@@ -283,7 +258,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
         if (i + 4 < kRelaySteps) load_quads(floats(bs) + i + 4, b);
       }
       if (away)
-        hand_on_away(there + (handed - to), state, now + 1);
+        hand_on_away(word_at(handed), (rank + 1) % BLOCKS, state, now + 1);
       else
         hand_on(word_at(handed), state, now + 1);
       bs += 4 * At::kPitch * 4, looked += 256, handed += 256, factor += 128;
@@ -301,11 +276,10 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
       gate[i] = select(gated, silu(z), 1.0f);
     }
     // The sums of the four quarters: twice a lane keeps half of the steps and gives another quarter's the other half.
-    float half[kRelaySteps / 2];
+    float half[kRelaySteps / 2], result[4];
 #pragma unroll
     for (int i = 0; i < kRelaySteps / 2; ++i) half[i] = add_half(y[i], y[kRelaySteps / 2 + i], quarter / 2, 16);
     if constexpr (!kKeepsSkipped) load_quads(floats(own + 2 * At::kQuads), skipped);
-    float result[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) result[i] = (skipped[i] + add_half(half[i], half[4 + i], quarter % 2, 2)) * gate[i];
     switch (p.out_type) {
