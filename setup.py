@@ -69,8 +69,10 @@ def units() -> list[Unit]:
         defines = (f"-DQUAMBA_LANES={lanes}",)
         result.append(Unit("selective_scan_chunks.cu", f"selective_scan_chunks_{lanes}", defines))
     for groups in (1, 2, 3, 4, 5):
-        defines = (f"-DQUAMBA_GROUPS={groups}",)
+        defines = (f"-DQUAMBA_GROUPS={groups}", "-DQUAMBA_BLOCKS=1")
         result.append(Unit("selective_scan_relay.cu", f"selective_scan_relay_{groups}", defines))
+    paired = ("-DQUAMBA_GROUPS=3", "-DQUAMBA_BLOCKS=2")  # two blocks that share their memory: Hopper's
+    result.append(Unit("selective_scan_relay.cu", "selective_scan_relay_3_2", paired, only="90a"))
     for base in (0, 1, 12, 20, 28, 36, 44, 52, 60):
         result.append(Unit("hadamard_quant_kernel.cu", f"hadamard_quant_{base}", (f"-DQUAMBA_BASE={base}",)))
     # Needs the asynchronous copies of Hopper; elsewhere a step takes the single ops.

@@ -106,21 +106,23 @@ def linear_case(m: int, n: int, k: int, *, out: torch.dtype, residual: bool = Fa
     return Case(name, f"{m}x{n}x{k} {str(out)[6:]}", inputs, ops.linear, 2.0 * m * n * k, "int8")
 
 
-def scan_case(batch: int, length: int, channels: int, *, out: torch.dtype) -> Case:
+def scan_case(batch: int, length: int, channels: int, *, out: torch.dtype, rank: int = 0) -> Case:
+    """rank: B and C are the last columns of a result that has so many before them, as W_x gives it."""
+
     def inputs() -> tuple:
-        narrow, wide = (batch, length, 16), (batch, length, channels)
+        wide, dbc = (batch, length, channels), int8(batch, length, rank + 32)
+        B, C = (dbc[..., rank : rank + 16], dbc[..., rank + 16 :]) if rank else (int8(batch, length, 16) for _ in "BC")
         return (
             *(int8(*wide), scale(channels), int8(*wide), scale(channels), torch.randn(channels, device="cuda") - 4),
             -torch.rand(channels, 16, device="cuda") * 16,
-            *(int8(*narrow), scale(), int8(*narrow), scale(), torch.randn(channels, device="cuda")),
+            *(B, scale(), C, scale(), torch.randn(channels, device="cuda")),
             *(int8(*wide), scale(channels), scale() if out == torch.int8 else None, out),
             torch.zeros(batch, channels, 16, device="cuda"),
         )
 
     work = batch * length * channels * 16.0
-    return Case(
-        "selective_scan", f"({batch},{length},{channels}) {str(out)[6:]}", inputs, ops.selective_scan, work, "exp"
-    )
+    shape = f"({batch},{length},{channels}) {str(out)[6:]}" + (", columns" if rank else "")
+    return Case("selective_scan", shape, inputs, ops.selective_scan, work, "exp")
 
 
 def scan_step_case(batch: int, channels: int) -> Case:
@@ -200,9 +202,10 @@ def cases() -> list[Case]:
         *(linear_case(m, 50280, 2560, out=f16) for m in (1, 64)),
         linear_case(1, 3072, 768, out=i8),
         linear_case(1, 768, 1536, out=f16, residual=True),
-        *(scan_case(1, 2048, channels, out=f16) for channels in (5120, 1536)),
+        *(scan_case(1, 2048, channels, out=f16) for channels in (5120, 4096, 3072, 2048, 1536)),
+        *(scan_case(1, 2048, channels, out=f16, rank=rank) for channels, rank in ((5120, 160), (1536, 48))),
         scan_case(1, 2048, 5120, out=i8),
-        scan_case(1, 512, 5120, out=f16),
+        *(scan_case(1, 512, channels, out=f16) for channels in (5120, 1536)),
         scan_case(4, 2048, 5120, out=f16),
         *(scan_step_case(batch, 5120) for batch in (1, 16, 64, 256)),
         *(scan_dt_step_case(batch, 5120, 160) for batch in (1, 9, 16, 32, 64, 256)),

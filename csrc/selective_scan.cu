@@ -1,6 +1,7 @@
 // quamba::selective_scan and quamba::selective_scan_step on CUDA.
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 
 #include "op.h"
 #include "ops.h"
@@ -123,51 +124,67 @@ bool in_pieces(const Sequence& s, int bytes) {
          (aligned(s.data, bytes) && s.batch % bytes == 0 && s.time % bytes == 0 && s.time >= 0 && s.time <= INT32_MAX);
 }
 
-// The bytes of shared memory that a block of so many groups of channels asks for.
-int relay_bytes(int groups) {
-  constexpr int kBytes[kRelayGroups] = {RelayLayout<1>::kTotal, RelayLayout<2>::kTotal, RelayLayout<3>::kTotal,
-                                        RelayLayout<4>::kTotal, RelayLayout<5>::kTotal};
-  return kBytes[groups - 1];
+// The bytes of shared memory that a block asks for which has so many groups of channels, or half of them with another.
+int relay_bytes(int groups, int blocks) {
+  constexpr int kBytes[kRelayGroups] = {RelayLayout<1, 1>::kTotal, RelayLayout<2, 1>::kTotal, RelayLayout<3, 1>::kTotal,
+                                        RelayLayout<4, 1>::kTotal, RelayLayout<5, 1>::kTotal};
+  return blocks == 1 ? kBytes[groups - 1] : RelayLayout<kPairedGroups, 2>::kTotal;
 }
 
-// How many groups of channels a block has where the warps hand each other the states, or 0 for another kernel: the
-// number by which the busiest multiprocessor has least to do, where more groups at a time make for less waiting. Short
-// sequences do not repay the tables.
-int plan_relay(const ScanParams& p, int device, int processors) {
-  static const char* const forced = std::getenv("QUAMBA_SCAN_RELAY");  // 0 to kRelayGroups, for tuning
+// How many groups of channels a block has where the warps hand each other the states, and how many blocks share them
+// and take turns at the sequence; no groups where another kernel is to run.
+struct RelayPlan {
+  int groups = 0, blocks = 1;
+};
+
+// The plan by which the busiest multiprocessor has least to do, where more groups at a time make for less waiting.
+// Short sequences do not repay the tables.
+RelayPlan plan_relay(const ScanParams& p, int device, int processors) {
+  static const char* const forced = std::getenv("QUAMBA_SCAN_RELAY");  // 0 to kRelayGroups, or 3x2, for tuning
   static const char* const other = std::getenv("QUAMBA_SCAN_LANES");
   const bool fits = p.states == kRelayStates && p.channels % kRelayChannels == 0 && in_pieces(p.x, 8) &&
                     in_pieces(p.dt, 8) && in_pieces(p.z, 8) && p.B.time >= 0 && p.B.time <= INT32_MAX &&
                     p.C.time >= 0 && p.C.time <= INT32_MAX && p.length < INT32_MAX / 2 && p.channels <= INT32_MAX / 4;
-  if (!fits || (forced == nullptr && (other != nullptr || p.length < 512))) return 0;
-  int shared = 0, best = 0;
+  RelayPlan best;
+  if (!fits || (forced == nullptr && (other != nullptr || p.length < 512))) return best;
+  const bool paired = forced && std::strstr(forced, "x2") != nullptr;
+  int shared = 0, major = 0;
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   double best_cost = 0.0;
-  for (int groups = kRelayGroups; groups >= 1; --groups) {
-    if ((forced && std::atoi(forced) != groups) || relay_bytes(groups) > shared) continue;
+  const auto consider = [&](int groups, int blocks) {
+    if (forced && (std::atoi(forced) != groups || paired != (blocks > 1))) return;
+    if (relay_bytes(groups, blocks) > shared) return;
     const int channels = groups * kRelayChannels;
-    const int64_t blocks = (p.channels + channels - 1) / channels * p.batch;
-    const int64_t share = (blocks + processors - 1) / processors;
-    const int64_t at_a_time = groups * std::min<int64_t>(share, shared / relay_bytes(groups));
-    const double warps = static_cast<double>(at_a_time * relay_pieces(groups)) / 4;  // of a scheduler
-    const double cost = static_cast<double>(share * groups) * (warps + 1.0) / warps;
-    if (best == 0 || cost < best_cost) best_cost = cost, best = groups;
-  }
+    const int64_t shares = (p.channels + channels - 1) / channels * p.batch;
+    const int64_t share = (shares + processors / blocks - 1) / (processors / blocks);
+    const int64_t at_a_time = groups * std::min<int64_t>(share, shared / relay_bytes(groups, blocks));
+    const double warps = static_cast<double>(at_a_time * relay_pieces(groups, blocks)) / 4;  // of a scheduler
+    const double cost = static_cast<double>(share * groups) / blocks * (warps + 1.0) / warps;
+    if (best.groups == 0 || cost < best_cost) best_cost = cost, best = {groups, blocks};
+  };
+  for (int groups = kRelayGroups; groups >= 1; --groups) consider(groups, 1);
+#ifdef QUAMBA_SM90
+  if (major == 9 && processors > 1) consider(kPairedGroups, 2);
+#endif
   return best;
 }
 
-cudaError_t launch_relay(const ScanParams& p, int groups, cudaStream_t stream) {
-  switch (groups) {
+cudaError_t launch_relay(const ScanParams& p, const RelayPlan& plan, cudaStream_t stream) {
+#ifdef QUAMBA_SM90
+  if (plan.blocks == 2) return launch_selective_scan_relay<kPairedGroups, 2>(p, stream);
+#endif
+  switch (plan.groups) {
     case 1:
-      return launch_selective_scan_relay<1>(p, stream);
+      return launch_selective_scan_relay<1, 1>(p, stream);
     case 2:
-      return launch_selective_scan_relay<2>(p, stream);
+      return launch_selective_scan_relay<2, 1>(p, stream);
     case 3:
-      return launch_selective_scan_relay<3>(p, stream);
+      return launch_selective_scan_relay<3, 1>(p, stream);
     case 4:
-      return launch_selective_scan_relay<4>(p, stream);
+      return launch_selective_scan_relay<4, 1>(p, stream);
     default:
-      return launch_selective_scan_relay<5>(p, stream);
+      return launch_selective_scan_relay<5, 1>(p, stream);
   }
 }
 
@@ -199,13 +216,13 @@ Tensor selective_scan(const Tensor& x, const OptionalTensor& x_scale, const Tens
                      p.C.type == Type::kInt8 && (!z || p.z.type == Type::kInt8);
   const cudaStream_t stream = stream_of(x);
   ChunkPlan plan;
-  const int relay = bytes && async ? plan_relay(p, x.get_device_index(), processors) : 0;
-  if (!relay && bytes && async && p.states % 4 == 0 && p.states <= kChunkStates)
+  const RelayPlan relay = bytes && async ? plan_relay(p, x.get_device_index(), processors) : RelayPlan{};
+  if (!relay.groups && bytes && async && p.states % 4 == 0 && p.states <= kChunkStates)
     plan = plan_chunks(p, x.get_device_index(), processors);
   if (plan.lanes) p.block_channels = plan.channels;
   p.quads = p.channels % 16 == 0 && in_pieces(p.x, 16) && in_pieces(p.dt, 16) && in_pieces(p.z, 16);
-  const cudaError_t error = relay              ? launch_relay(p, relay, stream)
-                            : plan.lanes == 16   ? launch_selective_scan_chunks<16>(p, stream)
+  const cudaError_t error = relay.groups       ? launch_relay(p, relay, stream)
+                            : plan.lanes == 16 ? launch_selective_scan_chunks<16>(p, stream)
                             : plan.lanes == 32 ? launch_selective_scan_chunks<32>(p, stream)
                             : p.states > 16    ? launch_selective_scan<16, 4>(p, bytes, async, stream)
                             : lanes == 8       ? launch_selective_scan<8, 2>(p, bytes, async, stream)

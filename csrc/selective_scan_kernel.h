@@ -17,8 +17,8 @@ template <int LANES>
 cudaError_t launch_selective_scan_chunks(const ScanParams& p, cudaStream_t stream);
 
 // int8 as above, rows of x, dt and z in pieces of 8 bytes; 16 states; GROUPS of eight channels to a block, 1 to
-// kRelayGroups.
-template <int GROUPS>
+// kRelayGroups, shared by BLOCKS, of which two are there for kPairedGroups on Hopper alone.
+template <int GROUPS, int BLOCKS>
 cudaError_t launch_selective_scan_relay(const ScanParams& p, cudaStream_t stream);
 
 }  // namespace quamba

@@ -177,7 +177,8 @@ def test_relay_with_a_turned_state() -> None:
     torch.testing.assert_close(turned, start)
 
 
-@pytest.mark.parametrize("groups", ["0", "1", "2", "3", "4", "5"])
+# 3x2: three groups that two blocks share, on Hopper; elsewhere another kernel.
+@pytest.mark.parametrize("groups", ["0", "1", "2", "3", "4", "5", "3x2"])
 def test_every_number_of_groups(groups) -> None:
     environment = {**os.environ, "QUAMBA_SCAN_RELAY": groups}
     code = "from tests.cuda.test_selective_scan import arguments, run, state_for; import torch; torch.manual_seed(0)\n"

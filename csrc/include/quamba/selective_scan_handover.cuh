@@ -1,6 +1,7 @@
 // Where selective_scan_relay keeps what in shared memory, and how its warps hand each other a state.
 #pragma once
 
+#include "quamba/launch.cuh"
 #include "quamba/selective_scan.cuh"
 
 namespace quamba {
@@ -9,15 +10,17 @@ constexpr int kRelaySteps = 16;     // of a piece
 constexpr int kRelayStates = 16;    // four quarters of four
 constexpr int kRelayChannels = 8;   // of a group
 constexpr int kRelayGroups = 5;     // of a block, at most
+constexpr int kPairedGroups = 3;    // of two blocks that take turns
 
 // Pieces of a chunk, and warps to a group of channels. Four are at work on its states at a time, each a state behind
-// the one before; where groups are few there is room for more, which meanwhile prepare their piece or finish it.
-constexpr int relay_pieces(int groups) { return groups <= 2 ? 8 : groups == 3 ? 5 : 4; }
+// the one before; where groups are few there is room for more, which meanwhile prepare their piece or finish it. Two
+// blocks have twice as many, and four with more registers are faster than five.
+constexpr int relay_pieces(int groups, int blocks) { return groups <= 2 ? 8 : groups == 3 && blocks == 1 ? 5 : 4; }
 
 // Where the parts of a block's shared memory begin, in bytes.
-template <int GROUPS>
+template <int GROUPS, int BLOCKS>
 struct RelayLayout {
-  static constexpr int kPieces = relay_pieces(GROUPS);
+  static constexpr int kPieces = relay_pieces(GROUPS, BLOCKS);
   static constexpr int kThreads = GROUPS * kPieces * 32, kChannels = GROUPS * kRelayChannels;
   static constexpr int kChunk = kRelaySteps * kPieces;
   static constexpr int kPitch = kChunk + 4;  // floats of a row of B or C: the four rows of a warp are on distinct banks
@@ -37,7 +40,7 @@ struct RelayLayout {
 
   static constexpr int kScales = kRing * kWide;                     // of B and of C
   static constexpr int kCounters = kScales + 2 * kRelayStates * 4;  // warps that have widened their part of a chunk
-  static constexpr int kRaw = kCounters + 16;                       // (kWords, time)
+  static constexpr int kRaw = kCounters + 4 * 8;                    // (kWords, time)
   static constexpr int kStateRows = kRaw + kWords * kChunk * 4;     // RelayRows of the words
   static constexpr int kInRows = kStateRows + kWords * 16;          // RelayRows: (x dt z, unit), and none
   static constexpr int kOutRows = kInRows + (kCopies + 1) * 16;        // RelayRows: (channels)
@@ -97,19 +100,62 @@ __device__ __forceinline__ void hand_on(uint64_t* word, float state, unsigned pi
                "l"(value));
 }
 
-// Counts the warp, whose lanes have met, and what they wrote before; and the count, with what its warps wrote before.
-__device__ __forceinline__ void count_warp(unsigned* counter) {
-  asm volatile("red.release.cta.shared.add.u32 [%0], 1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(counter)))
+// The same in the shared memory of another block of a cluster, which has the word at the same place. On Hopper.
+__device__ __forceinline__ void hand_on_away(const uint64_t* word, int rank, float state, unsigned piece) {
+#if __CUDA_ARCH__ >= 900
+  const uint64_t value = static_cast<uint64_t>(piece) << 32 | __float_as_uint(state);
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "st.volatile.shared::cluster.b64 [there], %2;\n"
+      "}\n" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(word))),
+      "r"(rank), "l"(value));
+#endif
+}
+
+// A barrier of a cluster's blocks in two parts: what a block writes to its words before the first is there when another
+// block's threads have passed the second. The threads of a block have not met by that. On Hopper.
+__device__ __forceinline__ void words_are_ready() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_words() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// A counter of so many warps, over and over.
+__device__ __forceinline__ void expect_warps(uint64_t* counter, int warps) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(counter))),
+               "r"(warps)
                : "memory");
 }
 
-__device__ __forceinline__ unsigned counted(const unsigned* counter) {
-  unsigned count;
-  asm volatile("ld.acquire.cta.shared.u32 %0, [%1];"
-               : "=r"(count)
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(counter)))
+// Counts the warp, whose lanes have met, and what they wrote before. As a barrier: an atomic addition with the same
+// meaning waits for the warp's results to be on their way to memory, some 500 cycles.
+__device__ __forceinline__ void count_warp(uint64_t* counter) {
+  asm volatile("{\n.reg .b64 state;\nmbarrier.arrive.shared.b64 state, [%0];\n}\n" ::"r"(
+                   static_cast<unsigned>(__cvta_generic_to_shared(counter)))
                : "memory");
-  return count;
+}
+
+// Whether all warps were counted for the first time (parity 0), the second (1), the third (0)..., and what they wrote.
+__device__ __forceinline__ bool counted(const uint64_t* counter, unsigned parity) {
+  unsigned done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(static_cast<unsigned>(__cvta_generic_to_shared(counter))), "r"(parity)
+      : "memory");
+  return done != 0;
 }
 
 // Four neighbouring rows' results, from row `t` on.

@@ -8,6 +8,9 @@
 // share beside the states, B and C as floats and the bytes of x, dt and z, is written two or three chunks ahead of its
 // use, and counted.
 //
+// Where whole blocks make for an uneven share of the device, two blocks of a cluster take channels together, each every
+// second chunk: the last piece of a chunk hands its states on through distributed shared memory.
+//
 // Softplus, a function of one byte, is looked up in a table of each channel. The gate is computed: a look-up takes
 // three to four wavefronts, for four lanes of a channel share a bank, and shared memory is what limits this kernel.
 #pragma once
@@ -16,11 +19,13 @@
 
 namespace quamba {
 
-template <int GROUPS>
-__global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
+template <int GROUPS, int BLOCKS>
+__global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
     selective_scan_relay_kernel(const __grid_constant__ ScanParams p) {
-  using At = RelayLayout<GROUPS>;
-  constexpr int kStatesAtOnce = GROUPS == 3 ? 2 : GROUPS < kRelayGroups ? 4 : 1;  // as registers allow
+  using At = RelayLayout<GROUPS, BLOCKS>;
+  constexpr int kStatesAtOnce =  // as registers allow
+      GROUPS == 3 && BLOCKS == 1 ? 2 : GROUPS < kRelayGroups ? 4 : 1;
+  constexpr bool kKeepsSkipped = kStatesAtOnce == 4 && BLOCKS == 1;  // D x, in registers
   extern __shared__ __align__(16) char arena[];
   // A scheduler has every fourth warp: with their groups' pieces turned, its warps are not all at the same point.
   // What is the same in a warp is in uniform registers, where the shuffle shows it.
@@ -29,11 +34,12 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   const int among = relay_channel(lane), row = group * kRelayChannels + among;
   const int quarter = relay_quarter(lane), steps = quarter * 4;  // the four steps that the lane prepares and finishes
   const int length = static_cast<int>(p.length), pieces = (length + kRelaySteps - 1) / kRelaySteps;
-  const int64_t b = blockIdx.y, c0 = static_cast<int64_t>(blockIdx.x) * At::kChannels;
+  const int rank = BLOCKS > 1 ? static_cast<int>(blockIdx.x % BLOCKS) : 0;
+  const int64_t b = blockIdx.y, c0 = static_cast<int64_t>(blockIdx.x / BLOCKS) * At::kChannels;
   const auto channel_of = [&](int row) { return c0 + row < p.channels ? c0 + row : c0; };
   const auto floats = [&](int offset) { return reinterpret_cast<float*>(arena + offset); };
   const auto counter = [&](int chunk) {
-    return reinterpret_cast<unsigned*>(arena + At::kCounters) + static_cast<unsigned>(chunk) % 4;
+    return reinterpret_cast<uint64_t*>(arena + At::kCounters) + static_cast<unsigned>(chunk) % 4;
   };
 
   // A chunk's bytes of x, dt and z of the block's channels: 16 a thread, those of a step in neighbouring threads.
@@ -48,7 +54,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     char* const to = arena + slot_of(chunk) + copied_to;
 #pragma unroll
     for (int i = 0; i < At::kChunk; i += At::kStepsAtOnce) {
-      const int step = i + threadIdx.x / At::kCopies, t = chunk * At::kChunk + step;
+      const int step = i + threadIdx.x / At::kCopies, t = (chunk * BLOCKS + rank) * At::kChunk + step;
       if ((At::kChunk % At::kStepsAtOnce != 0 && step >= At::kChunk) || t >= rows.count) continue;
       char* const unit = to + i * At::kRow + i / 4 * At::kGap;
       if (p.quads) {
@@ -68,19 +74,19 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     for (int i = 0; i < At::kWords; i += 2 * GROUPS)
       if (i + first_word < At::kWords) f(i + first_word, raw + i * At::kChunk * 4);
   };
-  const auto fetch_states = [&](int chunk) {
-    const int t = chunk * At::kChunk + word_step;
+  const auto fetch_states = [&](int chunk, int place = 0) {
+    const int t = (chunk * BLOCKS + rank) * At::kChunk + word_step;
     each_word([&](int k, int word) {
       const RelayRows rows = rows_at(arena + At::kStateRows + 16 * k);
-      if (t < rows.count) copy_word_async(arena + word, rows.at(t));
+      if (t < rows.count) copy_word_async(arena + word + place, rows.at(t));
     });
   };
   // Finite past the sequence's end, where dt x is zero. State 4 q + r becomes row 4 r + q.
-  const auto widen_states = [&](int wide) {
+  const auto widen_states = [&](int wide, int place = 0) {
     each_word([&](int k, int word) {
       const float4 scale = *reinterpret_cast<const float4*>(arena + At::kScales + 16 * k);
       float v[4];
-      unpack_bytes(*reinterpret_cast<const uint32_t*>(arena + word), v);
+      unpack_bytes(*reinterpret_cast<const uint32_t*>(arena + word + place), v);
       float* const to = floats(wide) + (k + k / 4 * 12) * At::kPitch + word_step;
       to[0] = v[0] * scale.x;
       to[4 * At::kPitch] = v[1] * scale.y;
@@ -106,16 +112,46 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     put_rows(arena + At::kOutRows + 16 * threadIdx.x,
              static_cast<char*>(p.out) + (b * p.length * p.channels + c) * size, p.channels * size,
              c0 + threadIdx.x < p.channels ? length : 0);
-    reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
-        make_float4(p.x.scale.or_one(c), p.D[c], reciprocal_approx(p.out_scale.or_one(c)), p.z.scale.or_one(c));
   }
-  if (threadIdx.x < 2 * kRelayStates)
-    floats(At::kScales)[threadIdx.x] =
-        (threadIdx.x < kRelayStates ? p.B : p.C).scale.or_one(threadIdx.x % kRelayStates);
-  if (threadIdx.x < 4) *counter(threadIdx.x) = 0;
+  if (threadIdx.x < 4) expect_warps(counter(threadIdx.x), At::kThreads / 32);
   __syncthreads();
-  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
+  let_next_start();
+  wait_for_previous();
+  // All that the block reads at first is asked for before any of it is used.
+  constexpr int kSecond = At::kPrepared - At::kRaw;  // where the second chunk of B and C waits, unused as yet
   fetch_states(0);
+  fetch_states(1, kSecond);
+  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
+  const int64_t channel = channel_of(row);
+  const bool first = piece == At::kPieces - 1 && rank == 0;
+  float a[4] = {}, initial[4] = {};
+  if (piece == 0) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) a[j] = p.A[channel * p.a_channel + (4 * quarter + j) * p.a_state];
+  }
+  if (first && p.state) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      initial[j] = p.state[b * p.state_batch + channel * p.state_channel + (4 * quarter + j) * p.state_state];
+  }
+  constexpr int kWarps = At::kThreads / 32, kTables = (At::kChannels + kWarps - 1) / kWarps;  // of a warp
+  float dt_scale[kTables];
+  uint32_t dt_bias[kTables];
+#pragma unroll
+  for (int i = 0; i < kTables; ++i) {
+    const int64_t c = channel_of(warp + i * kWarps);
+    dt_scale[i] = p.dt.scale.or_one(c), dt_bias[i] = load_bits(p.dt_bias, c);
+  }
+  if (threadIdx.x < At::kChannels) {
+    const int64_t c = channel_of(threadIdx.x);
+    const uint32_t skip = load_bits(p.D, c);
+    reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
+        make_float4(p.x.scale.or_one(c), from_bits(skip, p.D.type), reciprocal_approx(p.out_scale.or_one(c)),
+                    p.z.scale.or_one(c));
+  } else if (threadIdx.x >= At::kThreads - 2 * kRelayStates) {
+    const int i = threadIdx.x - (At::kThreads - 2 * kRelayStates);
+    floats(At::kScales)[i] = (i < kRelayStates ? p.B : p.C).scale.or_one(i % kRelayStates);
+  }
 
   // A word waits for the warp of the next piece where this warp, or the state that the call began with, has put it.
   const auto handed_by = [&](int piece) {
@@ -126,30 +162,28 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   const int as = kept_offset(At::kA + (group * 4 * 32 + lane) * 4);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const int n = 4 * quarter + j;
-    const int64_t channel = channel_of(row);
-    if (piece == 0) *floats(as + 128 * j) = p.A[channel * p.a_channel + n * p.a_state] * kLog2E;
-    const bool last = piece == At::kPieces - 1;
-    const float initial =
-        last && p.state ? p.state[b * p.state_batch + channel * p.state_channel + n * p.state_state] : 0.0f;
-    hand_on(word_at(to + 256 * j), initial, last ? 0u : ~0u);
+    if (piece == 0) *floats(as + 128 * j) = a[j] * kLog2E;
+    hand_on(word_at(to + 256 * j), initial[j], first ? 0u : ~0u);
   }
-  for (int i = warp; i < At::kChannels; i += At::kThreads / 32) {
-    const int64_t c = channel_of(i);
-    const float scale = p.dt.scale.or_one(c), bias = p.dt_bias[c];
+  if constexpr (BLOCKS > 1) words_are_ready();
+#pragma unroll
+  for (int i = 0; i < kTables; ++i) {
+    const int channel = warp + i * kWarps;
+    if (channel >= At::kChannels) break;
+    const float bias = from_bits(dt_bias[i], p.dt_bias.type);
 #pragma unroll 4
     for (int k = lane; k < 256; k += 32) {
       const float v = static_cast<float>(static_cast<int8_t>(k));
-      floats(At::kSoftplus)[i * 256 + k] = softplus(fmaf(v, scale, bias));
+      floats(At::kSoftplus)[channel * 256 + k] = softplus(fmaf(v, dt_scale[i], bias));
     }
   }
   wait_copies();
+  __syncthreads();  // the scales of B and C
   widen_states(0);
-  fetch_states(1);
-  wait_copies();
-  widen_states(At::kWide);
+  widen_states(At::kWide, kSecond);
   fetch_states(2);
   __syncthreads();
+  if constexpr (BLOCKS > 1) wait_for_words();
 
   const int own = kept_offset(At::kPrepared + warp * 3 * At::kQuads + among * At::kQuadsPitch + steps * 4);
   const int bytes = kept_offset(At::kTiles + (piece * kRelaySteps + steps) * At::kRow +
@@ -157,23 +191,22 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
   const int piece_steps = (quarter * At::kPitch + piece * kRelaySteps) * 4;
 
   int wide = 0;
-  for (int chunk = 0; chunk * At::kPieces + piece < pieces; ++chunk) {
-    const int now = chunk * At::kPieces + piece;
+  for (int chunk = 0;; ++chunk) {
+    const int now = (chunk * BLOCKS + rank) * At::kPieces + piece;
+    if (now >= pieces) break;
+    const bool away = BLOCKS > 1 && piece == At::kPieces - 1 && now + 1 < pieces;  // the next piece is another block's
     wait_copies();
     // When all warps have begun chunk - 2, this one's bytes, B and C are there, and none reads those of chunk - 3 any
     // more, whose places are those of the bytes of chunk + 3, and of B and C of chunk + 2.
-    while (counted(counter(chunk + 2)) < static_cast<unsigned>(chunk + 2) / 4 * (At::kThreads / 32)) continue;
-    widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
+    if (chunk >= 2)
+      while (!counted(counter(chunk - 2), static_cast<unsigned>(chunk - 2) / 4 % 2)) continue;
     __syncwarp();
-    if (lane == 0) count_warp(counter(chunk));
-    fetch_states(chunk + 3);
-    fetch_tiles(chunk + 3);
-
     const uint8_t* const tile = reinterpret_cast<const uint8_t*>(arena) + bytes + slot_of(chunk);
     const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
+    float skipped[4];
     {
       const int valid = length - now * kRelaySteps - steps;
-      float dt[4], dtx[4], skipped[4];
+      float dt[4], dtx[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) dt[i] = floats(At::kSoftplus)[row * 256 + tile[At::kTile + i * At::kRow]];
 #pragma unroll
@@ -189,9 +222,14 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
       }
       store_quad(floats(own), dt);
       store_quad(floats(own + At::kQuads), dtx);
-      store_quad(floats(own + 2 * At::kQuads), skipped);
+      if constexpr (!kKeepsSkipped) store_quad(floats(own + 2 * At::kQuads), skipped);
     }
+    widen_states(wide >= (At::kRing - 2) * At::kWide ? wide - (At::kRing - 2) * At::kWide : wide + 2 * At::kWide);
     __syncwarp();
+    if (lane == 0) count_warp(counter(chunk));
+    fetch_states(chunk + 3);
+    fetch_tiles(chunk + 3);
+
     float dt[kRelaySteps], dtx[kRelaySteps], y[kRelaySteps] = {};
     load_quads(floats(own) - steps, dt);
     load_quads(floats(own + At::kQuads) - steps, dtx);
@@ -219,25 +257,31 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
         }
         if (i + 4 < kRelaySteps) load_quads(floats(bs) + i + 4, b);
       }
-      hand_on(word_at(handed), state, now + 1);
+      if (away)
+        hand_on_away(word_at(handed), (rank + 1) % BLOCKS, state, now + 1);
+      else
+        hand_on(word_at(handed), state, now + 1);
       bs += 4 * At::kPitch * 4, looked += 256, handed += 256, factor += 128;
     }
 
+    // Gate and place of the results, independent of them; a sequence without a gate has some bytes there, too.
+    const int t = now * kRelaySteps + steps;
+    const RelayRows rows = rows_at(arena + At::kOutRows + 16 * row);
+    const float z_scale = floats(At::kConstants)[4 * row + 3];
+    const bool gated = p.z.data != nullptr;
+    float gate[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float z = small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale;
+      gate[i] = select(gated, silu(z), 1.0f);
+    }
     // The sums of the four quarters: twice a lane keeps half of the steps and gives another quarter's the other half.
     float half[kRelaySteps / 2], result[4];
 #pragma unroll
     for (int i = 0; i < kRelaySteps / 2; ++i) half[i] = add_half(y[i], y[kRelaySteps / 2 + i], quarter / 2, 16);
-    load_quads(floats(own + 2 * At::kQuads), result);
+    if constexpr (!kKeepsSkipped) load_quads(floats(own + 2 * At::kQuads), skipped);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) result[i] += add_half(half[i], half[4 + i], quarter % 2, 2);
-    if (p.z.data) {
-      const float z_scale = floats(At::kConstants)[4 * row + 3];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        result[i] *= silu(small_to_float(static_cast<int8_t>(tile[2 * At::kTile + i * At::kRow])) * z_scale);
-    }
-    const int t = now * kRelaySteps + steps;
-    const RelayRows rows = rows_at(arena + At::kOutRows + 16 * row);
+    for (int i = 0; i < 4; ++i) result[i] = (skipped[i] + add_half(half[i], half[4 + i], quarter % 2, 2)) * gate[i];
     switch (p.out_type) {
       case Type::kInt8: {  // after so many approximations an exact division by the scale has no point
         const float reciprocal = floats(At::kConstants)[4 * row + 2];
@@ -256,7 +300,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS>::kThreads, 1)
     wide = wide == (At::kRing - 1) * At::kWide ? 0 : wide + At::kWide;
   }
   wait_copies();  // of chunks that do not come
-  if (p.state && c0 + row < p.channels && (pieces - 1) % At::kPieces == piece) {
+  if (p.state && c0 + row < p.channels && (pieces - 1) % (At::kPieces * BLOCKS) == rank * At::kPieces + piece) {
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       p.state[b * p.state_batch + (c0 + row) * p.state_channel + (4 * quarter + j) * p.state_state] =
