@@ -82,16 +82,18 @@ def units() -> list[Unit]:
         result.append(Unit("mixers_step_kernel.cu", f"mixers_step_{base}", (f"-DQUAMBA_BASE={base}",), only="90a"))
     result.append(Unit("linear_sm80.cu", "linear_sm80", NO_ASSERTS, only="80"))
     for name, cpp in TYPES.items():
-        tiles = ["k128x128", "k64x64"]
-        if name != "float":
-            tiles += ["k128x256", "k128x192", "k128x160"]
-        if name == "int8":
-            tiles += ["k64x80", "k256x192"]
         for residual in (0, 1):
             if residual and name == "int8":
                 continue
+            tiles = ["k128x128", "k64x64"]
+            if residual or name != "float":
+                tiles += ["k128x256", "k128x192", "k128x160"]
+            if name == "int8":
+                tiles += ["k64x80", "k256x192"]
+            if residual and name == "float":
+                tiles += ["k128x80", "k128x96"]
             for tile in tiles:
-                flags = (*NO_ASSERTS, *EARLY, *(EXTENDED if tile.endswith("80") or tile.endswith("160") else ()))
+                flags = (*NO_ASSERTS, *EARLY, *(EXTENDED if tile.endswith(("80", "160")) else ()))
                 defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 unit = f"linear_sm90_{name}_{residual}_{tile}"
                 result.append(Unit("linear_sm90.cu", unit, (*flags, *defines), only="90a"))

@@ -32,6 +32,7 @@ STRIPS_ROWS = range(64, 4097)  # that the one by strips is offered for
 TILES = ("128x256", "128x192", "128x128", "64x64")
 WIDE_TILES = {"128x160": 256}  # and the rows of x from which on each is offered
 INT8_TILES = {"64x80": range(16, 257), "256x192": range(512, 4097)}  # for int8 results alone, and their rows of x
+RESIDUAL_TILES = {"128x80": range(128, 4097), "128x96": range(128, 4097)}  # for float32 with a residual alone
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MARGIN = 0.01
 CACHE_BYTES = 128 << 20
@@ -56,8 +57,8 @@ class Weight:
 
     columns: int
     inner: int
-    quantized: bool  # int8 out, else float16
-    residual: bool
+    quantized: bool  # int8 out, else float16, or float32 with a residual
+    residual: bool  # float32, as models keep their residual stream
     most_rows: int
 
 
@@ -86,6 +87,8 @@ def kernels(weight: Weight, rows: int) -> list[str]:
     tiles += [name for name, least in WIDE_TILES.items() if rows >= least]
     if weight.quantized:
         tiles += [name for name, offered in INT8_TILES.items() if rows in offered]
+    if weight.residual:
+        tiles += [name for name, offered in RESIDUAL_TILES.items() if rows in offered]
     return few + ring + short + strips + tiles
 
 
@@ -105,12 +108,12 @@ def choices(times: dict[int, dict[str, float]], margin: float = MARGIN) -> list[
 def inputs(weight: Weight, rows: int, pool: torch.Tensor) -> list[tuple]:
     """Sets of arguments; the weights lie in the pool, one after the other."""
     n, k = weight.columns, weight.inner
-    out_bytes = rows * n * (1 if weight.quantized else 2 + 2 * weight.residual)
+    out_bytes = rows * n * (1 if weight.quantized else 8 if weight.residual else 2)
     count = min(max(2, CACHE_BYTES // (n * k + rows * k + out_bytes)), 100)
-    dtype = torch.int8 if weight.quantized else torch.float16
+    dtype = torch.int8 if weight.quantized else torch.float32 if weight.residual else torch.float16
     scales = scale(), scale(n), scale(n) * 300 if weight.quantized else None
     x = int8(rows, k)
-    residual = half(rows, n) if weight.residual else None
+    residual = half(rows, n).float() if weight.residual else None
     sets = []
     for i in range(count):
         start = i * n * k % (pool.numel() - n * k) // 256 * 256

@@ -30,6 +30,15 @@ bool in_words(const ConvParams& p) {
   return p.quads && p.weight.type == Type::kInt8 && aligned(p.weight.data, 16) && p.length <= INT32_MAX;
 }
 
+// Shared memory that keeps blocks to their share of a multiprocessor: an early launch, on Hopper, gives as many as fit to
+// those that are free first, and others get none.
+int shared_for_share(int64_t blocks, int processors) {
+  constexpr int kOfMultiprocessor = 228 * 1024, kOfBlock = 1024;
+  if (!launches_early()) return 0;
+  const int share = static_cast<int>((blocks + processors - 1) / processors);
+  return share < 4 || share >= kConvDotBlocks ? 0 : kOfMultiprocessor / share / 128 * 128 - kOfBlock;
+}
+
 // Rounds a thread: so few that all blocks run at a time.
 template <typename Out>
 void launch_dot(const ConvParams& p, int processors, cudaStream_t stream) {
@@ -38,9 +47,10 @@ void launch_dot(const ConvParams& p, int processors, cudaStream_t stream) {
   const int64_t rounds = std::clamp<int64_t>((p.batch * groups * all + at_a_time - 1) / at_a_time, 1, 16);
   const dim3 grid(static_cast<unsigned>((groups + kConvDotThreads - 1) / kConvDotThreads),
                   static_cast<unsigned>((all + rounds - 1) / rounds), static_cast<unsigned>(p.batch));
+  const int shared = shared_for_share(int64_t{grid.x} * grid.y * grid.z, processors);
   with_bool(p.mask != nullptr, [&](auto masked) {
     check_launch("causal_conv1d", quamba::launch(causal_conv1d_dot_kernel<Out, masked.value>,
-                                                 Launch{grid, kConvDotThreads, 0, stream}, p,
+                                                 Launch{grid, kConvDotThreads, shared, stream}, p,
                                                  static_cast<int>(rounds)));
   });
 }

@@ -69,7 +69,8 @@ constexpr struct {
               {"strips", LinearKernel::kStrips},   {"128x256", LinearKernel::k128x256},
               {"128x192", LinearKernel::k128x192}, {"128x128", LinearKernel::k128x128},
               {"64x64", LinearKernel::k64x64},     {"64x80", LinearKernel::k64x80},
-              {"128x160", LinearKernel::k128x160}, {"256x192", LinearKernel::k256x192}};
+              {"128x160", LinearKernel::k128x160}, {"256x192", LinearKernel::k256x192},
+              {"128x80", LinearKernel::k128x80},   {"128x96", LinearKernel::k128x96}};
 
 bool takes_short(const LinearParams& p) {
   constexpr int64_t kStride = int64_t{1} << 31;
@@ -77,12 +78,7 @@ bool takes_short(const LinearParams& p) {
          p.inner <= kShortInner && p.columns % 8 == 0 && p.x_row < kStride && p.weight_row < kStride;
 }
 
-// Tensor maps know no rows that overlap.
-bool apart(const LinearParams& p) {
-  return (p.rows == 1 || p.x_row >= p.inner) && (p.columns == 1 || p.weight_row >= p.inner);
-}
-
-bool takes_strips(const LinearParams& p) { return takes_short(p) && p.columns % 64 == 0 && apart(p); }
+bool takes_strips(const LinearParams& p) { return takes_short(p) && p.columns % 64 == 0; }
 
 // Whether a kernel takes that call there.
 bool takes(LinearKernel kernel, const LinearParams& p, const LinearDevice& device, bool vectors) {
@@ -91,6 +87,8 @@ bool takes(LinearKernel kernel, const LinearParams& p, const LinearDevice& devic
   if (kernel == LinearKernel::kStrips) return device.hopper && vectors && takes_strips(p);
   if (kernel == LinearKernel::k64x80 || kernel == LinearKernel::k256x192)
     return device.hopper && p.out_type == Type::kInt8 && p.residual.data == nullptr;
+  if (kernel == LinearKernel::k128x80 || kernel == LinearKernel::k128x96)
+    return device.hopper && p.residual.data != nullptr && p.out_type == Type::kFloat;
   return is_tile(kernel) || p.rows <= (kernel == LinearKernel::kDot ? 1 : kFewRows);
 }
 
@@ -120,7 +118,7 @@ LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bo
       if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : chosen;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
                  "; expected dot, rows4, rows8, rows16, ring, short, strips, 128x256, 128x192, 128x128, 64x64, 64x80, "
-                 "128x160, 256x192 or model");
+                 "128x160, 256x192, 128x80, 128x96 or model");
     return modelled;
   }
   return chosen;

@@ -8,7 +8,7 @@
 namespace quamba {
 
 // Rows and columns of the result that a thread block computes at a time; the dispatcher picks by the shape.
-enum class Tile { k128x256, k128x192, k128x128, k64x64, k64x80, k128x160, k256x192 };
+enum class Tile { k128x256, k128x192, k128x128, k64x64, k64x80, k128x160, k256x192, k128x80, k128x96 };
 
 // x (M, K) and weight (N, K) with K a multiple of 16, rows aligned to 16 bytes; N such that rows of the result are,
 // too. bias is float32. residual has the type of the result, which then is not int8.

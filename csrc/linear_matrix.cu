@@ -15,7 +15,12 @@ cudaError_t matrix_sm90(const LinearParams& p, LinearKernel kernel, void* worksp
     if (kernel == LinearKernel::k256x192)
       return linear_sm90<Out, kResidual, Tile::k256x192>(p, workspace, bytes, stream);
   }
-  if constexpr (sizeof(Out) < 4) {  // a float32 result is rare: its larger tiles are not worth their compilation
+  if constexpr (kResidual && sizeof(Out) == 4) {
+    if (kernel == LinearKernel::k128x80) return linear_sm90<Out, true, Tile::k128x80>(p, workspace, bytes, stream);
+    if (kernel == LinearKernel::k128x96) return linear_sm90<Out, true, Tile::k128x96>(p, workspace, bytes, stream);
+  }
+  // A float32 result without residual is rare: its larger tiles are not worth their compilation.
+  if constexpr (kResidual || sizeof(Out) < 4) {
     switch (kernel) {
       case LinearKernel::k128x256:
         return linear_sm90<Out, kResidual, Tile::k128x256>(p, workspace, bytes, stream);

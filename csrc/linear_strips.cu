@@ -5,7 +5,6 @@
 
 #include "linear_short.h"
 #include "quamba/linear_strips.cuh"
-#include "tensor_map.h"
 
 namespace quamba {
 namespace {
@@ -37,21 +36,14 @@ StripCut cheapest_cut(const LinearParams& p, int steps, int processors) {
 
 template <int STEPS>
 cudaError_t start(const LinearParams& p, int processors, cudaStream_t stream) {
-  const auto inner = static_cast<cuuint64_t>(p.inner), strips = static_cast<cuuint64_t>(p.columns / kStripSide);
-  const auto stride = static_cast<cuuint64_t>(p.weight_row);
-  CUtensorMap weight, x;
-  if (!encode<5>(&weight, p.weight, {inner, 2, 4, 8, strips}, {stride, 16 * stride, 2 * stride, kStripSide * stride},
-                 {kStripStage, 2, 4, 8, 1}) ||
-      !encode_rows(&x, p.x, p.rows, p.inner, p.x_row, kStripStage, kStripSide))
-    return cudaErrorInvalidValue;
   const StripCut cut = cheapest_cut(p, STEPS, processors);
   const int64_t rows = cut.teams * kStripSide, columns = cut.groups * kStripSide;
   const dim3 grid(static_cast<unsigned>((p.columns + columns - 1) / columns),
                   static_cast<unsigned>((p.rows + rows - 1) / rows));
   const Launch how{grid, cut.teams * kStripTeamThreads, StripShared(STEPS, cut.teams, cut.groups).total(cut.groups),
                    stream};
-  if (p.x_scale.stride) return launch(linear_strips_kernel<STEPS, true>, how, p, cut.groups, weight, x);
-  return launch(linear_strips_kernel<STEPS, false>, how, p, cut.groups, weight, x);
+  if (p.x_scale.stride) return launch(linear_strips_kernel<STEPS, true>, how, p, cut.groups);
+  return launch(linear_strips_kernel<STEPS, false>, how, p, cut.groups);
 }
 
 }  // namespace

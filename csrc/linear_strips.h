@@ -7,8 +7,7 @@
 
 namespace quamba {
 
-// As linear_short, but N is a multiple of 64, p.out is aligned to 16 bytes, and rows of x and of the weight do not
-// overlap.
+// As linear_short, but N is a multiple of 64, and p.out is aligned to 16 bytes.
 cudaError_t linear_strips(const LinearParams& p, int processors, cudaStream_t stream);
 
 }  // namespace quamba

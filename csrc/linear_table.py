@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 TABLE = Path(__file__).with_name("linear_table.json")
-TILES = ("128x256", "128x192", "128x128", "64x64", "64x80", "128x160", "256x192")
+TILES = ("128x256", "128x192", "128x128", "64x64", "64x80", "128x160", "256x192", "128x80", "128x96")
 KERNELS = {
     "dot": "kDot",
     **{f"rows{name}": f"kRows{name}" for name in ("4", "8", "16")},

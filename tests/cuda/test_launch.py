@@ -96,7 +96,7 @@ def prefill(length: int, after) -> list[Tensor]:
     return [hidden, conv, ssm]
 
 
-TILES = ["128x256", "128x192", "128x128", "64x64", "64x80", "128x160", "256x192"]
+TILES = ["128x256", "128x192", "128x128", "64x64", "64x80", "128x160", "256x192", "128x80", "128x96"]
 
 
 @pytest.mark.parametrize("length", [40, 300, 1030])

@@ -113,7 +113,7 @@ def test_256x192(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], o
     test_shapes(shape, out)
 
 
-@pytest.mark.parametrize("kernel", ["128x160", "256x192"])
+@pytest.mark.parametrize("kernel", ["128x160", "256x192", "128x80", "128x96"])
 @pytest.mark.parametrize("m", [40, 300])
 @pytest.mark.parametrize("out", [torch.int8, *FLOATS])
 @pytest.mark.parametrize("bias", [None, torch.float16])
@@ -121,6 +121,27 @@ def test_256x192(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], o
 def test_wide_epilogue(monkeypatch: pytest.MonkeyPatch, kernel: str, m: int, out: torch.dtype, bias, residual) -> None:
     monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
     test_epilogue(m, out, bias, residual)
+
+
+RESIDUAL_SHAPES = [
+    *[(m, 320, 512) for m in (1, 127, 129, 255, 600)],
+    *[(300, n, 160) for n in (8, 76, 84, 92, 100, 336, 1000)],
+    *[(260, 336, k) for k in (16, 144, 1000, 4112)],
+    (512, 2560, 5120),
+    (2048, 2560, 5120),
+    (2048, 768, 1536),
+]
+
+
+@pytest.mark.parametrize("kernel", ["128x256", "128x192", "128x160", "128x80", "128x96"])
+@pytest.mark.parametrize("shape", RESIDUAL_SHAPES)
+def test_residual_stream(monkeypatch: pytest.MonkeyPatch, kernel: str, shape: tuple[int, int, int]) -> None:
+    """A float32 residual and result, whose tiles are all there is for them."""
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    m, n, k = shape
+    weight_scale = scales(n, mean=1e-2)
+    residual = randn(m, n, scale=30.0)
+    check(linear, randint8(m, k), scales(), randint8(n, k), weight_scale, None, residual, None, torch.float32)
 
 
 KERNELS = ["ring", "short", "strips", "128x256", "128x192", "64x64", "64x80", "128x160", "256x192"]

@@ -100,10 +100,14 @@ struct ConvDotState {
 template <typename Out, bool kMasked>
 __global__ void __launch_bounds__(kConvDotThreads, kConvDotBlocks)
     causal_conv1d_dot_kernel(const ConvParams p, int rounds) {
-  const int64_t c0 = (static_cast<int64_t>(blockIdx.x) * kConvDotThreads + threadIdx.x) * kConvChannels;
+  const int64_t from_all = (static_cast<int64_t>(blockIdx.x) * kConvDotThreads + threadIdx.x) * kConvChannels;
   const int64_t b = blockIdx.z;
   let_next_start();
-  if (c0 >= p.channels) return;
+  // With a mask a warp stays together, for each lane looks at a step's: channels past the end stand for the last ones.
+  const int lane = static_cast<int>(threadIdx.x) & 31;
+  if (from_all - (kMasked ? lane * kConvChannels : 0) >= p.channels) return;
+  const bool mine = !kMasked || from_all < p.channels;
+  const int64_t c0 = mine ? from_all : p.channels - kConvChannels;
   if (blockIdx.y == 0 && blockIdx.z == 0) {
     prefetch(static_cast<const char*>(p.weight.data) + 4 * c0);
     if (p.bias) prefetch(static_cast<const char*>(p.bias.data) + c0 * size_of(p.bias.type));
@@ -117,13 +121,17 @@ __global__ void __launch_bounds__(kConvDotThreads, kConvDotBlocks)
   const int end = length - begin < rounds * kConvDotSteps ? length : begin + rounds * kConvDotSteps;
   const int8_t* const x = static_cast<const int8_t*>(p.x) + b * p.x_batch + c0;
   const uint8_t* const mask = p.mask + (kMasked ? b * p.mask_batch : 0);
-  const auto kept = [&](int t) { return !kMasked || mask[t * p.mask_time] != 0; };
+  // Of the steps from t on, one a lane, `count` of them: which are kept. The bytes are asked for beside x, not before.
+  const auto look = [&](int t, int count) {
+    t += lane;
+    return kMasked && lane < count && t >= 0 && t < length ? mask[t * p.mask_time] : static_cast<uint8_t>(1);
+  };
+  const auto kept_of = [&](uint8_t looked) { return kMasked ? __ballot_sync(0xffffffffu, looked != 0) : 0xffffffffu; };
   const auto load = [&](int t) {
-    const bool there = t >= 0 && t < length && kept(t);
-    return there ? *reinterpret_cast<const uint32_t*>(x + t * p.x_time) : 0;
+    return t >= 0 && t < length ? *reinterpret_cast<const uint32_t*>(x + t * p.x_time) : 0;
   };
   const auto load_round = [&](int t, uint32_t (&to)[kConvDotSteps]) {
-    if (!kMasked && t + kConvDotSteps <= length) {
+    if (t + kConvDotSteps <= length) {
       const int8_t* const from = x + t * p.x_time;
 #pragma unroll
       for (int k = 0; k < kConvDotSteps; ++k) to[k] = *reinterpret_cast<const uint32_t*>(from + k * p.x_time);
@@ -133,33 +141,50 @@ __global__ void __launch_bounds__(kConvDotThreads, kConvDotBlocks)
     }
   };
   uint32_t before[4], inputs[kConvDotSteps];  // the four steps before a round, by channels; the round
+  const uint8_t first_look = look(begin - 4, 4 + kConvDotSteps);
   // Only the first piece reads the state, so it may overwrite it without asking the others.
   const bool owner = begin == 0 && p.state != nullptr;
   if (owner) {
     const ConvDotState state(p, b, c0);
+    const int tail = length < 4 ? 0 : length - 4;
+    const uint8_t tail_look = look(tail, 4);
     state.read(before);
     uint32_t last[4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) last[k] = load(length < 4 ? k : length - 4 + k);
+    for (int k = 0; k < 4; ++k) last[k] = load(tail + k);
+    const uint32_t kept = kept_of(tail_look);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) last[k] = kept >> k & 1 ? last[k] : 0;
     transpose_bytes(last);
     if (length < 4) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) last[i] = __funnelshift_r(before[i], last[i], 8 * length);
     }
-    state.write(last);
+    if (mine) state.write(last);
   } else {
 #pragma unroll
     for (int k = 0; k < 4; ++k) before[k] = load(begin + k - 4);
   }
   load_round(begin, inputs);
   const ConvDotChannels channels(p, c0);
-  if (!owner) transpose_bytes(before);
+  uint32_t kept = kept_of(first_look);
+  if (!owner) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) before[k] = kept >> k & 1 ? before[k] : 0;
+    transpose_bytes(before);
+  }
+  kept >>= 4;
 
   Out* out = static_cast<Out*>(p.out) + (b * p.length + begin) * p.channels + c0;
 #pragma unroll 1
   for (int t0 = begin; t0 < end; t0 += kConvDotSteps) {
     uint32_t next[kConvDotSteps] = {};
+    const uint8_t next_look = look(t0 + kConvDotSteps, kConvDotSteps);
     if (t0 + kConvDotSteps < end) load_round(t0 + kConvDotSteps, next);
+    if (kMasked && (kept & 0xff) != 0xff) {
+#pragma unroll
+      for (int k = 0; k < kConvDotSteps; ++k) inputs[k] = kept >> k & 1 ? inputs[k] : 0;
+    }
 #pragma unroll
     for (int half = 0; half < kConvDotSteps; half += 4) {
       uint32_t now[4] = {inputs[half], inputs[half + 1], inputs[half + 2], inputs[half + 3]};
@@ -170,18 +195,18 @@ __global__ void __launch_bounds__(kConvDotThreads, kConvDotBlocks)
         float y[kConvChannels];
 #pragma unroll
         for (int i = 0; i < kConvChannels; ++i) y[i] = channels.unscaled(window_at<kStep>(before[i], now[i]), i);
-        const bool inside = t < length, keep = inside && kept(t);
+        const bool inside = t < length && mine, keep = !kMasked || (kept >> (half + kStep) & 1);
         if constexpr (sizeof(Out) == 1) {
           uint32_t bytes[kConvChannels];
 #pragma unroll
           for (int i = 0; i < kConvChannels; ++i) bytes[i] = round_product(y[i], channels.result[i]);
           const uint32_t word = pack_bytes(bytes[0], bytes[1], bytes[2], bytes[3]);
-          if (inside) *reinterpret_cast<uint32_t*>(out) = !kMasked || keep ? word : 0;
+          if (inside) *reinterpret_cast<uint32_t*>(out) = keep ? word : 0;
         } else {
           ConvStep<Out> values;
 #pragma unroll
           for (int i = 0; i < kConvChannels; ++i)
-            values.value[i] = from_float<Out>(!kMasked || keep ? y[i] * channels.result[i] : 0.0f);
+            values.value[i] = from_float<Out>(keep ? y[i] * channels.result[i] : 0.0f);
           if (inside) *reinterpret_cast<ConvStep<Out>*>(out) = values;
         }
         out += p.channels;
@@ -193,6 +218,7 @@ __global__ void __launch_bounds__(kConvDotThreads, kConvDotBlocks)
 #pragma unroll
       for (int i = 0; i < 4; ++i) before[i] = now[i];
     }
+    kept = kept_of(next_look);
 #pragma unroll
     for (int k = 0; k < kConvDotSteps; ++k) inputs[k] = next[k];
   }
