@@ -1,6 +1,8 @@
 // quamba::embedding on CUDA.
 #include "quamba/embedding.cuh"
 
+#include <algorithm>
+
 #include "op.h"
 
 namespace quamba {
@@ -21,18 +23,25 @@ Tensor embedding(const Tensor& ids, const Tensor& weight, const Tensor& weight_s
   if (out.numel() == 0) return out;
   const torch::stable::accelerator::DeviceGuard guard(weight.get_device_index());
   const Tensor flat = torch::stable::contiguous(ids);
-  const unsigned tokens = static_cast<unsigned>(ids.numel());
+  const int64_t pieces = (weight.size(1) + kEmbeddingColumns - 1) / kEmbeddingColumns;
+  const int threads = static_cast<int>(std::min<int64_t>((pieces + 31) / 32 * 32, kEmbeddingThreads));
+  const Launch how{static_cast<unsigned>(ids.numel()), threads, 0, stream_of(weight)};
+  const bool vectors = weight.size(1) % kEmbeddingColumns == 0 && weight.stride(0) % kEmbeddingColumns == 0 &&
+                       aligned(weight.data_ptr(), kEmbeddingColumns) && aligned(column.data, 16) &&
+                       aligned(out.data_ptr(), 16);
   with_float_type(type_of(out_dtype, "out_dtype"), "out_dtype", [&](auto element) {
     using T = decltype(element);
-    const auto launch = [&](const auto* id) {
+    const auto launch = [&](const auto* id, auto vector) {
       using Id = std::decay_t<decltype(*id)>;
-      check_launch("embedding", quamba::launch(embedding_kernel<T, Id>, Launch{tokens, 256, 0, stream_of(weight)}, id,
+      check_launch("embedding", quamba::launch(embedding_kernel<T, Id, vector.value>, how, id,
                                                static_cast<const int8_t*>(weight.data_ptr()), weight.stride(0),
                                                weight.size(0), weight.size(1), scale, column,
                                                static_cast<T*>(out.data_ptr())));
     };
-    if (wide) return launch(static_cast<const int64_t*>(flat.data_ptr()));
-    launch(static_cast<const int32_t*>(flat.data_ptr()));
+    with_bool(vectors, [&](auto vector) {
+      if (wide) return launch(static_cast<const int64_t*>(flat.data_ptr()), vector);
+      launch(static_cast<const int32_t*>(flat.data_ptr()), vector);
+    });
   });
   return out;
 }

@@ -27,14 +27,15 @@ void launch_rows(const LinearParams& p, LinearKernel kernel, cudaStream_t stream
   }
 }
 
-template <int M, int ROWS, bool kVector>
+template <int M, int ROWS, int STEPS, bool kVector>
 void launch_dot(const LinearParams& p, const LinearDevice& device, cudaStream_t stream) {
   // A weight of few rows leaves most of the device idle unless several warps share one.
   const bool split = p.columns < 16 * device.processors;
   const int64_t groups = (p.columns + ROWS - 1) / ROWS;
   const dim3 grid(static_cast<unsigned>(split ? groups : (groups + kDotWarps - 1) / kDotWarps),
                   static_cast<unsigned>((p.rows + M - 1) / M));
-  const auto kernel = split ? linear_dot_kernel<M, ROWS, true, kVector> : linear_dot_kernel<M, ROWS, false, kVector>;
+  const auto kernel =
+      split ? linear_dot_kernel<M, ROWS, STEPS, true, kVector> : linear_dot_kernel<M, ROWS, STEPS, false, kVector>;
   run(kernel, grid, 32 * kDotWarps, p, stream);
 }
 
@@ -49,8 +50,10 @@ void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& dev
   if (kernel == LinearKernel::kStrips) return check_launch("linear", linear_strips(p, device.processors, stream));
 #endif
   if (kernel == LinearKernel::kDot) {
-    if (p.columns >= 4096) return launch_dot<1, 2, true>(p, device, stream);
-    return launch_dot<1, 1, true>(p, device, stream);
+    if (p.columns < 2 * device.processors) return launch_dot<1, 1, 3, true>(p, device, stream);
+    if (p.inner <= 2 * kDotStep) return launch_dot<1, 2, 2, true>(p, device, stream);
+    if (p.inner <= 3 * kDotStep) return launch_dot<1, 2, 3, true>(p, device, stream);
+    return launch_dot<1, 2, 5, true>(p, device, stream);
   }
   if (p.rows <= 8) return launch_rows<1>(p, kernel, stream);
   if (p.rows <= 16) return launch_rows<2>(p, kernel, stream);
@@ -106,7 +109,7 @@ Tensor linear(const Tensor& x, const Tensor& x_scale, const Tensor& weight, cons
   Tensor out = empty(x, sizes, out_dtype);
   p.out = out.data_ptr();
   if (plain) {
-    launch_dot<4, 1, false>(p, device, stream_of(x));
+    launch_dot<4, 1, 1, false>(p, device, stream_of(x));
   } else {
     run_few(p, kernel, device, stream_of(x));
   }

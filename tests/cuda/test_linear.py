@@ -253,6 +253,33 @@ def test_epilogue(m: int, out: torch.dtype, bias, residual) -> None:
     )
 
 
+# The kernels of few rows. Of "dot": weights of few rows, that several warps share, and of more; one to three rounds
+# of a row, whole ones and parts.
+FEW_SHAPES = [
+    *[(1, n, k) for n in (1, 263, 2111) for k in (16, 48, 1024, 1040, 1536, 5120)],
+    *[(1, n, k) for n in (2113, 4097) for k in (160, 768, 1200, 2560, 2576)],
+    (1, 50280, 768),
+    (8, 263, 1040),
+]
+
+
+@pytest.mark.parametrize("kernel", ["dot", "rows4", "rows8", "rows16"])
+@pytest.mark.parametrize("shape", FEW_SHAPES)
+@pytest.mark.parametrize("out", ["int8 per column", torch.float16])
+def test_few_rows(monkeypatch: pytest.MonkeyPatch, kernel: str, shape: tuple[int, int, int], out) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    test_shapes(shape, out)
+
+
+@pytest.mark.parametrize("kernel", ["dot", "rows4", "rows8", "rows16"])
+@pytest.mark.parametrize("out", [torch.int8, *FLOATS])
+@pytest.mark.parametrize("bias", [None, *FLOATS])
+@pytest.mark.parametrize("residual", [None, *FLOATS])
+def test_few_rows_epilogue(monkeypatch: pytest.MonkeyPatch, kernel: str, out: torch.dtype, bias, residual) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    test_epilogue(1, out, bias, residual)
+
+
 @pytest.mark.parametrize("m", [2, 60])
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "quamba/launch.cuh"
-#include "quamba/linear.cuh"
+#include "quamba/linear_result.cuh"
 
 namespace quamba {
 
@@ -22,6 +22,29 @@ __device__ __forceinline__ int4 load_again(const int8_t* p) {
   int4 v;
   asm volatile("ld.global.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
+}
+
+// Of what is read once a step: it leaves the second-level cache before what is read again sooner, which the small
+// tensors of a whole model are when a step's large weights do not fit.
+__device__ __forceinline__ uint64_t read_once() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+__device__ __forceinline__ int4 load_once(const int8_t* p, uint64_t policy) {
+  int4 v;
+  asm volatile("ld.global.L1::no_allocate.L2::cache_hint.v4.s32 {%0, %1, %2, %3}, [%4], %5;"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p), "l"(policy));
+  return v;
+}
+
+__device__ __forceinline__ void prefetch_once(const void* p, uint32_t bytes, uint64_t policy) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global.L2::cache_hint [%0], %1, %2;" ::"l"(p), "r"(bytes), "l"(policy)
+               : "memory");
+#endif
 }
 
 // 16 consecutive int8, zero past the end.
@@ -45,38 +68,76 @@ __device__ __forceinline__ int dot16(int4 a, int4 b, int acc) {
   return __dp4a(a.w, b.w, acc);
 }
 
-constexpr int kDotWarps = 4;  // warps of a block
+constexpr int kDotWarps = 4;    // warps of a block
+constexpr int kDotBlocks = 10;  // a multiprocessor, at a time
+constexpr int kDotStep = 512;   // columns that a warp reads at a time
 
-// kSplit: the block's warps share one group of ROWS rows and cut K between them, for weights of few rows.
-template <int M, int ROWS, bool kSplit, bool kVector>
+// kSplit: the block's warps share one group of ROWS rows and cut K between them, for weights of few rows. STEPS: pieces
+// of each row that a lane asks for before it uses the first of them.
+template <int M, int ROWS, int STEPS, bool kSplit, bool kVector>
 __global__ void __launch_bounds__(32 * kDotWarps) linear_dot_kernel(const LinearParams p) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int64_t n0 = (kSplit ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * kDotWarps + warp) * ROWS;
   const int64_t m0 = static_cast<int64_t>(blockIdx.y) * M;
+  const uint64_t policy = read_once();
   let_next_start();
   if (!kSplit && n0 >= p.columns) return;
+  const int64_t n = n0 + lane / M, m = m0 + lane % M;
+  const bool has_result = lane < ROWS * M && n < p.columns && m < p.rows && (!kSplit || warp == 0);
+  if (kVector && has_result && in_first_wave(kDotBlocks)) {
+    prefetch_once(p.weight + n * p.weight_row, static_cast<uint32_t>(p.inner), policy);
+    if (p.weight_scale.stride) prefetch(p.weight_scale.data + n);
+  }
   wait_for_previous();
 
+  LinearResult result;
+  if (has_result) result = LinearResult(p, m, n);
   const int8_t* weight[ROWS];
   const int8_t* x[M];
 #pragma unroll
   for (int r = 0; r < ROWS; ++r) weight[r] = p.weight + (n0 + r < p.columns ? n0 + r : n0) * p.weight_row;
 #pragma unroll
-  for (int m = 0; m < M; ++m) x[m] = p.x + (m0 + m < p.rows ? m0 + m : m0) * p.x_row;
+  for (int i = 0; i < M; ++i) x[i] = p.x + (m0 + i < p.rows ? m0 + i : m0) * p.x_row;
 
   int sum[ROWS][M] = {};
-  constexpr int kStep = (kSplit ? kDotWarps : 1) * 512;
-#pragma unroll 4
-  for (int64_t k = ((kSplit ? warp * 32 : 0) + lane) * 16; k < p.inner; k += kStep) {
-    int4 w[ROWS];
+  constexpr int kStep = (kSplit ? kDotWarps : 1) * kDotStep;
+  const int inner = static_cast<int>(p.inner), zero = static_cast<int>(p.inner >> 32);
+#pragma unroll 1
+  for (int begin = kSplit ? warp * kDotStep : 0; begin < inner; begin += kStep * STEPS) {
+    const int k0 = begin + 16 * lane;
+    int4 w[STEPS][ROWS], v[STEPS][M];
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) w[r] = load16<kVector>(weight[r], k, p.inner);
+    for (int u = 0; u < STEPS; ++u) {
+      // Past the end any weights do: the x they meet are zero.
+      const int k = k0 + u * kStep, safe = k < inner ? k : 0;
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-      const int4 v = load16<kVector>(x[m], k, p.inner);
+      for (int r = 0; r < ROWS; ++r)
+        w[u][r] = kVector ? load_once(weight[r] + safe, policy) : load16<false>(weight[r], safe, inner);
 #pragma unroll
-      for (int r = 0; r < ROWS; ++r) sum[r][m] = dot16(w[r], v, sum[r][m]);
+      for (int i = 0; i < M; ++i) v[u][i] = kVector ? load_again(x[i] + safe) : load16<false>(x[i], safe, inner);
     }
+    // The assembler would move the loads to their uses, and one would wait for the other: so each sum needs all of them.
+    int all = 0;
+#pragma unroll
+    for (int u = 0; u < STEPS; ++u) {
+#pragma unroll
+      for (int r = 0; r < ROWS; ++r) all |= w[u][r].x;
+#pragma unroll
+      for (int i = 0; i < M; ++i) all |= v[u][i].x;
+    }
+    all &= zero;
+#pragma unroll
+    for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+      for (int i = 0; i < M; ++i) sum[r][i] += all;
+#pragma unroll
+    for (int u = 0; u < STEPS; ++u)
+#pragma unroll
+      for (int i = 0; i < M; ++i) {
+        const int4 piece = k0 + u * kStep < inner ? v[u][i] : make_int4(0, 0, 0, 0);
+#pragma unroll
+        for (int r = 0; r < ROWS; ++r) sum[r][i] = dot16(w[u][r], piece, sum[r][i]);
+      }
   }
 
   // Lane i of a warp keeps result i.
@@ -84,11 +145,11 @@ __global__ void __launch_bounds__(32 * kDotWarps) linear_dot_kernel(const Linear
 #pragma unroll
   for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-      int v = sum[r][m];
+    for (int i = 0; i < M; ++i) {
+      int v = sum[r][i];
 #pragma unroll
       for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
-      if (lane == r * M + m) mine = v;
+      if (lane == r * M + i) mine = v;
     }
   if constexpr (kSplit) {
     __shared__ int partial[kDotWarps][32];
@@ -99,8 +160,7 @@ __global__ void __launch_bounds__(32 * kDotWarps) linear_dot_kernel(const Linear
 #pragma unroll
     for (int i = 0; i < kDotWarps; ++i) mine += partial[i][lane];
   }
-  const int64_t n = n0 + lane / M, m = m0 + lane % M;
-  if (lane < ROWS * M && n < p.columns && m < p.rows) finish(p, mine, m, n);
+  if (has_result) result.finish(p, mine, m, n);
 }
 
 }  // namespace quamba

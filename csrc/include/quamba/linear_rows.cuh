@@ -9,6 +9,7 @@
 #include "quamba/fragments.cuh"
 #include "quamba/launch.cuh"
 #include "quamba/linear_dot.cuh"
+#include "quamba/linear_result.cuh"
 
 namespace quamba {
 
@@ -36,6 +37,12 @@ __global__ void __launch_bounds__(32 * SPLIT) linear_rows_kernel(const LinearPar
   if (warp == 1) prefetch_epilogue(p, n0, lane);
   wait_for_previous();
 
+  // With few rows a thread has one result at most.
+  LinearResult result;
+  if constexpr (GROUPS == 1) {
+    const int m = threadIdx.x / kTileRows, n = threadIdx.x % kTileRows;
+    if (m < p.rows && n0 + n < p.columns) result = LinearResult(p, m, n0 + n);
+  }
   const int offset = 16 * q < p.inner ? 16 * q : 0;
   const auto weight_row = [&](int64_t n) { return p.weight + (n < p.columns ? n : 0) * p.weight_row + offset; };
   const int8_t* const low = weight_row(n0 + g);
@@ -88,7 +95,12 @@ __global__ void __launch_bounds__(32 * SPLIT) linear_rows_kernel(const LinearPar
     int total = 0;
 #pragma unroll
     for (int w = 0; w < SPLIT; ++w) total += partial[w][r][from];
-    if (m < p.rows && n0 + n < p.columns) finish(p, total, m, n0 + n);
+    if (m >= p.rows || n0 + n >= p.columns) continue;
+    if constexpr (GROUPS == 1) {
+      result.finish(p, total, m, n0 + n);
+    } else {
+      finish(p, total, m, n0 + n);
+    }
   }
 }
 
