@@ -159,6 +159,10 @@ class QuantizedMixer(nn.Module):
         """Gather the arguments of the ops for whole blocks once: reading thirty buffers takes longer than some ops."""
         self.step_arguments: tuple[Any, ...] | None = None
         self.block: ops.Block | None = None
+        self.scan_vectors = (self.dt_bias, self.D)
+        if self.ready and self.A.is_cuda:
+            # The type that the step of the scan for many sequences is compiled for.
+            self.scan_vectors = (self.dt_bias.to(torch.float32), self.D.to(torch.float32))
         route, c = self.route, self.config
         if not (self.ready and route.one_step):
             return
@@ -313,7 +317,8 @@ class QuantizedMixer(nn.Module):
         g_scale = self.g_scale if route.static_g else None
         scan_scale = None if route.rotate_g else g_scale
         scan_dtype = wide if scan_scale is None else torch.int8
-        scan = (self.dt_bias, self.A, B, B_scale, C, C_scale, self.D, z, z_scale, scan_scale, scan_dtype)
+        dt_bias, D = self.scan_vectors if step else (self.dt_bias, self.D)
+        scan = (dt_bias, self.A, B, B_scale, C, C_scale, D, z, z_scale, scan_scale, scan_dtype)
         if state is not None and fused and route.fused_dt:
             weight = (self.dt_proj.qweight, self.dt_proj.weight_scale)
             g = ops.selective_scan_dt_step(x, x_scale, d, d_scale, *weight, dt_scale, *scan, state.ssm)

@@ -9,19 +9,28 @@ namespace quamba {
 // What a thread wrote to shared memory (barriers, too) is there for the bulk copies that are asked for behind this.
 __device__ __forceinline__ void show_to_bulk_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// For copies of what nobody reads again soon: of the second-level cache's lines these are the first to go.
+__device__ __forceinline__ uint64_t leaves_first() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
 // The barrier is passed when the bytes are there.
-__device__ __forceinline__ void bulk_fetch(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+__device__ __forceinline__ void bulk_fetch(void* to, const void* from, uint32_t bytes, uint64_t* barrier,
+                                           uint64_t policy) {
   barrier_expect(barrier, static_cast<int>(bytes));
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(to)),
-               "l"(from), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], "
+      "%4;" ::"r"(shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
 }
 
 // A group of its own of this thread's.
-__device__ __forceinline__ void bulk_write(void* to, const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
-               "r"(bytes)
+__device__ __forceinline__ void bulk_write(void* to, const void* from, uint32_t bytes, uint64_t policy) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group.L2::cache_hint [%0], [%1], %2, %3;" ::"l"(to),
+               "r"(shared_address(from)), "r"(bytes), "l"(policy)
                : "memory");
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
 }

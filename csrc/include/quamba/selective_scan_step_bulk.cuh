@@ -156,6 +156,7 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
     if (p.z.scale.stride) prefetch(p.z.scale.data + c);
     if (p.out_scale.stride) prefetch(p.out_scale.data + c);
   }
+  const uint64_t policy = leaves_first();  // the states, which the next token's step reads
   // What memory has time for while the kernel before leaves it alone.
   const bool asks = lane < slots && lane < count && valid > 0;
   if (asks && in_first_wave(kBulkStepBlocks)) prefetch(state + times(lane, p.state_batch), bytes);
@@ -167,7 +168,7 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
   wait_for_previous();
 
   // Everything is asked for before the first wait, what comes from afar first.
-  if (asks) bulk_fetch(ring + lane * kBulkStepSlot, state + times(lane, p.state_batch), bytes, full + lane);
+  if (asks) bulk_fetch(ring + lane * kBulkStepSlot, state + times(lane, p.state_batch), bytes, full + lane, policy);
   // Lane i < 16 has element i of every fourth sequence's B, the others have C.
   const Sequence& side = lane < kBulkStepStates ? p.B : p.C;
   const AnyVector narrow_from{side.data, type(side.type)};
@@ -295,13 +296,13 @@ __global__ void __launch_bounds__(kBulkStepThreads, kBulkStepBlocks)
       show_to_bulk_copies();
       __syncwarp();
       if (lane == 0) {
-        bulk_write(state + times(i, p.state_batch), place, bytes);
+        bulk_write(state + times(i, p.state_batch), place, bytes, policy);
         // The slot of the last but one, whose states are on their way out, or there.
         const int next = i - kBulkStepLag + slots;
         if (i >= kBulkStepLag && next < count) {
           const int free = slot < kBulkStepLag ? slot + slots - kBulkStepLag : slot - kBulkStepLag;
           bulk_writes_read<kBulkStepLag>();
-          bulk_fetch(ring + free * kBulkStepSlot, state + times(next, p.state_batch), bytes, full + free);
+          bulk_fetch(ring + free * kBulkStepSlot, state + times(next, p.state_batch), bytes, full + free, policy);
         }
       }
       if (++slot == slots) slot = 0, parity ^= 1;
