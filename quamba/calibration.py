@@ -14,7 +14,7 @@ from quamba.nn.mixer import Mixer
 from quamba.observation import Plan, Statistics, collect, observe
 from quamba.quantization import SiteStatistics
 from quamba.recipe import QuantSpec, Recipe
-from quamba.smoothing import find_head_divisor, find_transforms, reach_channels, smoothing_plan, weigh_tokens
+from quamba.smoothing import find_head_divisor, find_transforms, reach_channels, smoothing_plan
 from quamba.transforms import Transforms
 
 
@@ -116,11 +116,6 @@ def calibrate(
 
     ranges = seen(smoothing_plan(recipe, mixers), "channel ranges")
     transforms = find_transforms(recipe, mixers, ranges)
-    if data is not None:
-        transforms = weigh_tokens(
-            recipe, model=model, adapter=adapter, mixers=mixers, transforms=transforms, batches=data,
-            total=data.total, show=show,
-        )  # fmt: skip
     head_divisor = find_head_divisor(recipe, model=model, adapter=adapter, statistics=ranges)
     turn(transforms)
     statistics = seen(plan, "calibrating", head_divisor)

@@ -121,7 +121,6 @@ class Step:
     name: str
     alpha: float | None = None
     reach: float | None = None
-    length_power: float | None = None
 
     def __post_init__(self) -> None:
         if self.name not in STEPS:
@@ -134,16 +133,6 @@ class Step:
             raise RecipeError(f"found reach {self.reach!r} in step {self.name!r}; expected it in 'smooth_input' alone")
         if self.reach is not None and (not isinstance(self.reach, (int, float)) or not 1.0 <= self.reach <= 16.0):
             raise RecipeError(f"found reach {self.reach!r}; expected a factor in [1, 16], such as 1.1, or None")
-        if self.length_power is not None and self.name != "smooth_output":
-            raise RecipeError(
-                f"found length_power {self.length_power!r} in step {self.name!r}; expected it in 'smooth_output' alone"
-            )
-        if self.length_power is not None and (
-            not isinstance(self.length_power, (int, float)) or not 0.0 < self.length_power <= 8.0
-        ):
-            raise RecipeError(
-                f"found length_power {self.length_power!r}; expected a number in (0, 8], such as 4, or None"
-            )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Step":

@@ -59,14 +59,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             _recipe("quamba-o", _ROTATE, x=QuantSpec("tensor", "octav")),
             _recipe(
                 "quamba-c",
-                (
-                    Step("smooth_input", 0.7, reach=1.1),
-                    Step("smooth_output", 0.5, length_power=3.0),
-                    Step("smooth_head", 0.7),
-                    *_ROTATE,
-                ),
-                g=QuantSpec("tensor", "percentile", 0.99998),
-                **dict.fromkeys(("u", "head.input"), QuantSpec("tensor", "percentile", 0.9999)),
+                (Step("smooth_input", 0.7, reach=1.1), Step("smooth_output", 0.5), Step("smooth_head", 0.7), *_ROTATE),
+                **dict.fromkeys(("u", "g", "head.input"), QuantSpec("tensor", "percentile", 0.9999)),
                 **dict.fromkeys(("x0", "x"), QuantSpec("channel", headroom=1.1, vocabulary=True)),
                 **dict.fromkeys(("z", "dt"), QuantSpec("channel", vocabulary=True)),
             ),

@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quamba.data import Batch
 from quamba.models.adapter import Adapter
 from quamba.nn.mixer import Mixer
-from quamba.observation import Statistics, observe
-from quamba.progress import track
+from quamba.observation import Statistics
 from quamba.recipe import QuantSpec, Recipe
 from quamba.transforms import Transforms, smoothing_divisor
 
@@ -53,65 +51,6 @@ def find_transforms(recipe: Recipe, mixers: Mapping[int, Mixer], statistics: Sta
             g_divisor=divisors["g"],
             rotate_g=format.step("rotate_output") is not None,
         )
-    return found
-
-
-@torch.no_grad()
-def weigh_tokens(
-    recipe: Recipe,
-    *,
-    model: nn.Module,
-    adapter: Adapter,
-    mixers: Mapping[int, Mixer],
-    transforms: Mapping[int, Transforms],
-    batches: Iterable[Batch],
-    total: int | None = None,
-    show: bool | None = None,
-) -> dict[int, Transforms]:
-    """The coordinates in which g's divisors suit its longest tokens, where the step smooth_output has a length_power.
-
-    All of rotated g shares one scale, which grows with the length of its longest tokens, |g / s|; the error that it
-    makes behind out_proj is that scale's square times the sum over the channels of (s |w|)^2, with w the channel's
-    column of out_proj. The least product has s^2 = rms(g) / rms(w) with the mean of g^2 over those tokens.
-
-    Args:
-        recipe: the recipe.
-        model, adapter, mixers, batches, total, show: as for `quamba.observation.collect`.
-        transforms: of `find_transforms`; their g_divisor is what the tokens' lengths are measured by.
-
-    Raises:
-        CalibrationError: as `quamba.observation.collect`.
-    """
-    steps = {layer: recipe.block(layer).step("smooth_output") for layer in mixers}
-    powers = {layer: step.length_power for layer, step in steps.items() if step is not None and step.length_power}
-    if not powers:
-        return dict(transforms)
-    squares: dict[str, Tensor] = {}
-
-    def see(address: str, values: Tensor) -> None:
-        square = values.to(torch.float32).square()
-        weights = square.sum(dim=-1, dtype=torch.float64).pow(powers[int(address.split(".")[1])] / 2)
-        squares[address] = squares.get(address, 0.0) + weights @ square.to(torch.float64)
-
-    for layer, mixer in mixers.items():
-        mixer.transforms = replace(transforms[layer], rotate_g=False)
-    observe(
-        model=model, adapter=adapter, mixers=mixers, batches=track(batches, "tokens' lengths", total=total, show=show),
-        addresses={f"layers.{layer}.g" for layer in powers}, head_divisor=None, see=see,
-    )  # fmt: skip
-    found = dict(transforms)
-    for layer in powers:
-        step, before, mixer = steps[layer], transforms[layer].g_divisor, mixers[layer]
-        assert step is not None
-        assert step.alpha is not None
-        assert before is not None
-        weighted = squares[f"layers.{layer}.g"]
-        if not bool(weighted.any()):
-            continue
-        activations = (weighted / weighted.mean()).sqrt().to(torch.float32) * before
-        columns = mixer.tensors()["out_proj.weight"].to(torch.float32).square().mean(dim=0).sqrt()
-        divisor = smoothing_divisor(activations, columns, step.alpha)
-        found[layer] = replace(transforms[layer], g_divisor=_storable(divisor, None, mixer.config.dtype))
     return found
 
 

@@ -52,7 +52,6 @@ steps = st.one_of(
     st.sampled_from(["rotate_output", "rotate_x", "rotate_residual"]).map(Step),
     st.tuples(st.sampled_from(["smooth_input", "smooth_output"]), st.floats(0.0, 1.0)).map(lambda s: Step(*s)),
     st.builds(Step, st.just("smooth_input"), st.floats(0.0, 1.0), st.floats(1.0, 16.0)),
-    st.builds(Step, st.just("smooth_output"), st.floats(0.0, 1.0), st.none(), st.floats(0.5, 8.0)),
 )
 overrides = st.builds(
     Override,
@@ -81,7 +80,7 @@ def test_json_round_trip(recipe: Recipe) -> None:
 
 def test_the_json_is_plain_data() -> None:
     data = make_recipe(steps=(Step("smooth_input", 0.25),), overrides=(Override("head"),)).to_dict()
-    assert data["steps"] == [{"name": "smooth_input", "alpha": 0.25, "reach": None, "length_power": None}]
+    assert data["steps"] == [{"name": "smooth_input", "alpha": 0.25, "reach": None}]
     assert data["overrides"] == [{"pattern": "head", "spec": None}]
     spec = {"granularity": "tensor", "observer": "absmax", "percentile": None, "bits": 8, "headroom": 1.0}
     assert data["activations"]["x"] == {**spec, "vocabulary": False}
@@ -178,10 +177,6 @@ def test_bad_spec_raises(arguments: dict[str, Any], message: str) -> None:
         (("smooth_input",), "the smoothing steps alone have one"),
         (("smooth_output", 1.5), r"found alpha 1.5 in step 'smooth_output'; expected a number in \[0, 1\]"),
         (("smooth_output", float("nan")), "found alpha nan"),
-        (("smooth_input", 0.5, None, 4.0), "found length_power 4.0 in step 'smooth_input'; expected it in"),
-        (("smooth_output", 0.5, None, 8.5), r"found length_power 8.5; expected a number in \(0, 8\], such as 4"),
-        (("smooth_output", 0.5, None, 0.0), "found length_power 0.0"),
-        (("smooth_output", 0.5, None, "4"), "found length_power '4'"),
         (("smooth_output", 0.5, 1.5), "found reach 1.5 in step 'smooth_output'; expected it in 'smooth_input' alone"),
         (("rotate_x", None, 1.5), "found reach 1.5 in step 'rotate_x'"),
         (("smooth_input", 0.5, 0.9), r"found reach 0.9; expected a factor in \[1, 16\]"),

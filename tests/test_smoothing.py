@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from quamba import smoothing
-from quamba.data import Batch
 from quamba.models import find_adapter
 from quamba.observation import Statistics
 from quamba.recipe import Override, QuantSpec, Step
 from quamba.recipes import RECIPES
-from tests.tiny import make_model, mixers_of, token_ids
+from tests.tiny import make_model, mixers_of
 
 
 def test_smoothing_looks_at_channels_where_its_site_is_quantized() -> None:
@@ -86,51 +85,3 @@ def test_the_heads_divisor_is_smoothquants_and_bounded_where_tied(tied: bool) ->
     torch.testing.assert_close(divisor, expected.clamp(0.5, 2) if tied else expected)
     kept = recipe.with_overrides([Override("head")])
     assert smoothing.find_head_divisor(kept, model=model, adapter=adapter, statistics=statistics) is None
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("power", "dtype"), [(4.0, torch.float32), (1.5, torch.float32), (4.0, torch.bfloat16)])
-def test_the_longest_tokens_weigh_most(power: float, dtype: torch.dtype) -> None:
-    model = make_model("mamba", dtype=dtype)
-    adapter, mixers = find_adapter(model), mixers_of("mamba", dtype)
-    step = Step("smooth_output", 0.3, length_power=power)
-    recipe = replace(RECIPES["naive"], steps=(step, Step("rotate_output")), overrides=(Override("layers.1.g"),))
-    seen: dict[int, list[torch.Tensor]] = {layer: [] for layer in mixers}
-    for layer, mixer in mixers.items():
-        adapter.install(model, layer, mixer)
-    ids = token_ids(2, 11)
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[1, :4] = False
-    for layer, mixer in mixers.items():
-        mixer.observer = lambda site, value, mask, layer=layer: seen[layer].append(value) if site == "g" else None
-    adapter.run_backbone(model, ids, mask)
-    statistics = Statistics()
-    for layer, (value,) in seen.items():
-        mixers[layer].observer = None
-        statistics.update(f"layers.{layer}.g", QuantSpec("channel"), value[mask])
-    before = smoothing.find_transforms(recipe, mixers, statistics)
-    found = smoothing.weigh_tokens(
-        recipe, model=model, adapter=adapter, mixers=mixers, transforms=before,
-        batches=[Batch(ids[:1], mask[:1]), Batch(ids[1:], mask[1:])], total=2, show=False,
-    )  # fmt: skip
-    assert found[1] is before[1]
-    for layer in (0, 2):
-        old, new = before[layer].g_divisor, found[layer].g_divisor
-        assert old is not None
-        assert new is not None
-        g = seen[layer][0][mask].double()
-        weights = (g / old).norm(dim=-1) ** power
-        activations = ((weights[:, None] * g**2).sum(dim=0) / weights.sum()).sqrt()
-        columns = mixers[layer].tensors()["out_proj.weight"].double().square().mean(dim=0).sqrt()
-        free = activations**0.3 / columns**0.7
-        expected = (free / free.log().mean().exp()).float()
-        torch.testing.assert_close(new, expected, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=0)
-        assert torch.equal(new.to(dtype).float(), new)
-        assert replace(found[layer], g_divisor=None) == replace(before[layer], g_divisor=None)
-        assert mixers[layer].observer is None
-
-    plain = replace(recipe, steps=(Step("smooth_output", 0.3),))
-    kept = smoothing.weigh_tokens(
-        plain, model=model, adapter=adapter, mixers=mixers, transforms=before, batches=[], show=False
-    )
-    assert all(kept[layer] is before[layer] for layer in mixers)
