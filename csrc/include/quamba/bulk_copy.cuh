@@ -3,18 +3,12 @@
 #pragma once
 
 #include "quamba/barrier.cuh"
+#include "quamba/leaves_first.cuh"
 
 namespace quamba {
 
 // What a thread wrote to shared memory (barriers, too) is there for the bulk copies that are asked for behind this.
 __device__ __forceinline__ void show_to_bulk_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-// For copies of what nobody reads again soon: of the second-level cache's lines these are the first to go.
-__device__ __forceinline__ uint64_t leaves_first() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
 
 // The barrier is passed when the bytes are there.
 __device__ __forceinline__ void bulk_fetch(void* to, const void* from, uint32_t bytes, uint64_t* barrier,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "quamba/launch.cuh"
+#include "quamba/leaves_first.cuh"
 #include "quamba/linear_result.cuh"
 
 namespace quamba {
@@ -22,14 +23,6 @@ __device__ __forceinline__ int4 load_again(const int8_t* p) {
   int4 v;
   asm volatile("ld.global.v4.s32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
   return v;
-}
-
-// Of what is read once a step: it leaves the second-level cache before what is read again sooner, which the small
-// tensors of a whole model are when a step's large weights do not fit.
-__device__ __forceinline__ uint64_t read_once() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
 }
 
 __device__ __forceinline__ int4 load_once(const int8_t* p, uint64_t policy) {
@@ -79,7 +72,7 @@ __global__ void __launch_bounds__(32 * kDotWarps) linear_dot_kernel(const Linear
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int64_t n0 = (kSplit ? blockIdx.x : static_cast<int64_t>(blockIdx.x) * kDotWarps + warp) * ROWS;
   const int64_t m0 = static_cast<int64_t>(blockIdx.y) * M;
-  const uint64_t policy = read_once();
+  const uint64_t policy = leaves_first();
   let_next_start();
   if (!kSplit && n0 >= p.columns) return;
   const int64_t n = n0 + lane / M, m = m0 + lane % M;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "quamba/barrier.cuh"
+#include "quamba/leaves_first.cuh"
 #include "quamba/mixers_step.cuh"
 
 namespace quamba {
@@ -35,13 +36,6 @@ __device__ __forceinline__ void barriers_ready() {
 // Arrives once the thread's copies have.
 __device__ __forceinline__ void barrier_arrive_copied(uint64_t* barrier) {
   asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
-// Of what is read once a step: it leaves the second-level cache before what is read again sooner, the states among it.
-__device__ __forceinline__ uint64_t leaves_first() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
 }
 
 __device__ __forceinline__ void copy_row(void* to, const void* from, int bytes, uint64_t* barrier, uint64_t policy) {
