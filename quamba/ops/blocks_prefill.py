@@ -62,15 +62,7 @@ def _composed(
     return hidden
 
 
-def blocks_prefill_reference(
-    hidden: Tensor,
-    blocks: Sequence[int],
-    wide_dtype: torch.dtype,
-    out_dtype: torch.dtype,
-    mask: Tensor | None,
-    conv_states: Sequence[Tensor],
-    ssm_states: Sequence[Tensor],
-) -> Tensor:
+def blocks_prefill_reference(hidden: Tensor, *arguments: Any) -> Tensor:
     """Sequences through norm, W_in, convolution, W_x, W_dt, scan, gate and W_out of one block after the other.
 
     The meaning is the composition of the ops' references, `quamba.ops.mixer_step.composed`, with the ops of sequences
@@ -94,32 +86,16 @@ def blocks_prefill_reference(
     Raises:
         ValueError: there is no block of one of the numbers, or not a state of a kind for each block.
     """
-    return _composed(_REFERENCES, hidden, blocks, wide_dtype, out_dtype, mask, conv_states, ssm_states)
+    return _composed(_REFERENCES, hidden, *arguments)
 
 
-def blocks_prefill_fake(
-    hidden: Tensor,
-    blocks: Sequence[int],
-    wide_dtype: torch.dtype,
-    out_dtype: torch.dtype,
-    mask: Tensor | None,
-    conv_states: Sequence[Tensor],
-    ssm_states: Sequence[Tensor],
-) -> Tensor:
-    return torch.empty_like(hidden, dtype=out_dtype, memory_format=torch.contiguous_format)
+def blocks_prefill_fake(hidden: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(hidden, dtype=arguments[2], memory_format=torch.contiguous_format)
 
 
-def blocks_prefill_cpu(
-    hidden: Tensor,
-    blocks: Sequence[int],
-    wide_dtype: torch.dtype,
-    out_dtype: torch.dtype,
-    mask: Tensor | None,
-    conv_states: Sequence[Tensor],
-    ssm_states: Sequence[Tensor],
-) -> Tensor:
+def blocks_prefill_cpu(hidden: Tensor, *arguments: Any) -> Tensor:
     """See `blocks_prefill_reference`."""
-    return _composed(_CPU, hidden, blocks, wide_dtype, out_dtype, mask, conv_states, ssm_states)
+    return _composed(_CPU, hidden, *arguments)
 
 
 blocks_prefill = register(

@@ -1,6 +1,7 @@
 """blocks_step: mixers_step for blocks that are kept."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,13 +11,11 @@ from quamba.ops.mixers_step import mixers_step_cpu, mixers_step_reference
 from quamba.ops.registry import register
 
 
-def blocks_step_reference(
-    hidden: Tensor,
-    blocks: Sequence[int],
-    out_dtype: torch.dtype,
-    conv_states: Sequence[Tensor],
-    ssm_states: Sequence[Tensor],
-) -> Tensor:
+def _lists(blocks: Sequence[int]) -> tuple[list[Tensor | None], list[float], list[int]]:
+    return packed([arguments_of(number) for number in blocks])
+
+
+def blocks_step_reference(hidden: Tensor, blocks: Sequence[int], *rest: Any) -> Tensor:
     """`mixers_step` of the blocks' arguments.
 
     Args:
@@ -32,30 +31,16 @@ def blocks_step_reference(
     Raises:
         ValueError: there is no block of one of the numbers, or not one state of a kind for each block.
     """
-    lists = packed([arguments_of(number) for number in blocks])
-    return mixers_step_reference(hidden, *lists, out_dtype, conv_states, ssm_states)
+    return mixers_step_reference(hidden, *_lists(blocks), *rest)
 
 
-def blocks_step_fake(
-    hidden: Tensor,
-    blocks: Sequence[int],
-    out_dtype: torch.dtype,
-    conv_states: Sequence[Tensor],
-    ssm_states: Sequence[Tensor],
-) -> Tensor:
-    return torch.empty_like(hidden, dtype=out_dtype, memory_format=torch.contiguous_format)
+def blocks_step_fake(hidden: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(hidden, dtype=arguments[1], memory_format=torch.contiguous_format)
 
 
-def blocks_step_cpu(
-    hidden: Tensor,
-    blocks: Sequence[int],
-    out_dtype: torch.dtype,
-    conv_states: Sequence[Tensor],
-    ssm_states: Sequence[Tensor],
-) -> Tensor:
+def blocks_step_cpu(hidden: Tensor, blocks: Sequence[int], *rest: Any) -> Tensor:
     """See `blocks_step_reference`."""
-    lists = packed([arguments_of(number) for number in blocks])
-    return mixers_step_cpu(hidden, *lists, out_dtype, conv_states, ssm_states)
+    return mixers_step_cpu(hidden, *_lists(blocks), *rest)
 
 
 blocks_step = register(
