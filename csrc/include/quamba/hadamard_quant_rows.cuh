@@ -7,15 +7,33 @@
 // bits of the element's index, for neighbours to stay aligned and every access free of conflicts.
 #pragma once
 
+#include <cfloat>
+#include <type_traits>
+
 #include "quamba/copy.cuh"
 #include "quamba/hadamard_quant.cuh"
 
 namespace quamba {
 
-// COUNT neighbours, from `column` of a row on, as bytes. `one`: the multiplier, where there is one scale.
+// COUNT neighbours, from `column` of a row on, as bytes. `one`: the multiplier, where there is one scale. `finite`: it and
+// the numbers are; then two instructions pack four bytes, which would make NaN 0 and not -128.
 template <int COUNT>
-__device__ __forceinline__ void write_bytes(const float* v, const HadamardParams& p, float one, int column,
+__device__ __forceinline__ void write_bytes(const float* v, const HadamardParams& p, float one, bool finite, int column,
                                             int8_t* out) {
+  if (finite) {
+    uint32_t words[COUNT / 4];
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4)
+      words[i / 4] = round_to_bytes(rounded_product(v[i], one), rounded_product(v[i + 1], one),
+                                    rounded_product(v[i + 2], one), rounded_product(v[i + 3], one));
+    if constexpr (COUNT == 4) {
+      *reinterpret_cast<uint32_t*>(out + column) = words[0];
+    } else {
+      static_assert(COUNT == 16, "a word or four");
+      *reinterpret_cast<uint4*>(out + column) = make_uint4(words[0], words[1], words[2], words[3]);
+    }
+    return;
+  }
   uint32_t bytes[COUNT];
   if (p.scale.stride == 0) {
 #pragma unroll
@@ -49,7 +67,11 @@ struct HadamardRows {
   static constexpr int kThreads = kPower / 4, kWarps = kThreads / 32;
   static constexpr int kWhole = BASE * 4 / 32;  // warps whose threads have runs of their own
   static constexpr int kSharing = kWarps > kWhole ? kWarps - kWhole : kWarps;  // warps for the half
-  static constexpr int kBlocks = BASE == 20 ? 7 : LOG_POWER == 8 ? 10 : 16;    // a multiprocessor
+  static constexpr int kBlocks = BASE == 20 ? 8 : LOG_POWER == 8 ? 10 : 16;    // a multiprocessor
+  // Rows of the numbers, the last ones, that lie where x begins, so that eight blocks have the memory: before these are
+  // written all of x's is read, and before the next x comes they are.
+  static constexpr int kOverlap = BASE == 20 ? 3 : 0;
+  static_assert(kOverlap <= BASE - kWhole * 8, "the rows that the whole warps do not read");
   static_assert(kRuns == 2 || kRuns == 4, "a thread's runs are in registers");
   static_assert(kWarps >= kWhole && BASE * 4 % 32 == 16, "as many warps as have whole runs, and the half");
 
@@ -69,6 +91,7 @@ struct HadamardRows {
 #pragma unroll
       for (int i = 0; i < BASE; ++i) v[i] = to_float(x[i * kPower + 16 * (k ^ odd)]);
       each_base_row(v, [&](int row, float value) {
+        if (kOverlap > 0 && k == 3 && row == BASE - kOverlap) __syncthreads();
         if (k == 0) first[row] = value;
         if (k == 1) second[row] = first[row] - value, first[row] = first[row] + value;
         if (k == 2) third[row] = value;
@@ -106,8 +129,9 @@ struct HadamardRows {
   }
 
   // The other stages and the bytes of some runs.
+  // `bounded`: a sum of finite x is finite, and so is `one`.
   __device__ __forceinline__ static void runs(const float* numbers, int unit, const HadamardParams& p, float one,
-                                              int8_t* out) {
+                                              bool bounded, int8_t* out) {
     const int q = unit & 3, row = unit >> 2;
     float v[kRuns][16];
 #pragma unroll
@@ -118,13 +142,14 @@ struct HadamardRows {
 #pragma unroll
     for (int j = 0; j < kRuns; ++j) {
       butterflies<4>(v[j]);
-      write_bytes<16>(v[j], p, one, row * kPower + 64 * j + 16 * q, out);
+      if (j == 0) bounded = bounded && fabsf(v[0][0]) <= FLT_MAX;  // it has all of the thread's numbers in it
+      write_bytes<16>(v[j], p, one, bounded, row * kPower + 64 * j + 16 * q, out);
     }
   }
 
   // The same for runs that four threads share: each has four neighbours of every sixteen.
   __device__ __forceinline__ static void shared_runs(const float* numbers, int unit, const HadamardParams& p, float one,
-                                                     int8_t* out) {
+                                                     bool bounded, int8_t* out) {
     const int q = unit & 3, row = unit >> 2, i = threadIdx.x & 3;
     const float sign4 = i & 1 ? -1.0f : 1.0f, sign8 = i & 2 ? -1.0f : 1.0f;
     float v[kRuns][4];
@@ -138,21 +163,27 @@ struct HadamardRows {
       for (int e = 0; e < 4; ++e) v[j][e] = fmaf(sign4, v[j][e], __shfl_xor_sync(0xffffffffu, v[j][e], 1));
 #pragma unroll
       for (int e = 0; e < 4; ++e) v[j][e] = fmaf(sign8, v[j][e], __shfl_xor_sync(0xffffffffu, v[j][e], 2));
-      write_bytes<4>(v[j], p, one, row * kPower + 64 * j + 16 * q + 4 * i, out);
+      if (j == 0) bounded = bounded && fabsf(v[0][0]) <= FLT_MAX;
+      write_bytes<4>(v[j], p, one, bounded, row * kPower + 64 * j + 16 * q + 4 * i, out);
     }
   }
 
   template <typename T, typename Next>
   __device__ __forceinline__ static void transform(const T* x, float* numbers, const HadamardParams& p, float one,
                                                    int8_t* out, Next&& next) {
+    const bool bounded = std::is_same_v<T, __half> && p.scale.stride == 0 && fabsf(one) <= FLT_MAX;
     columns(x, numbers);
     __syncthreads();
-    next();
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    if (warp < kWhole) runs(numbers, threadIdx.x, p, one, out);
+    if (kOverlap == 0) next();
 #pragma unroll 1
     for (int half = warp - (kWarps - kSharing); half >= 0 && half < 2; half += kSharing)
-      shared_runs(numbers, 32 * kWhole + 8 * half + (lane >> 2), p, one, out);
+      shared_runs(numbers, 32 * kWhole + 8 * half + (lane >> 2), p, one, bounded, out);
+    if (kOverlap > 0) {
+      __syncthreads();
+      next();
+    }
+    if (warp < kWhole) runs(numbers, threadIdx.x, p, one, bounded, out);
   }
 };
 
@@ -160,6 +191,7 @@ struct HadamardRows {
 // every 32nd element of 1024; the upper three on 8 times four neighbours.
 template <int LOG_POWER>
 struct HadamardRows<1, LOG_POWER> {
+  static constexpr int kPower = 1 << LOG_POWER, kOverlap = 0;
   static constexpr int kOrder = 1 << LOG_POWER;
   static constexpr int kThreads = kOrder / 32;
   static constexpr int kBlocks = 1024 / kThreads;
@@ -215,7 +247,7 @@ struct HadamardRows<1, LOG_POWER> {
             v[k][i] = a + b, v[k + stride][i] = a - b;
           }
 #pragma unroll
-    for (int k = 0; k < 8; ++k) write_bytes<4>(v[k], p, one, first + k * kOrder / 8, out);
+    for (int k = 0; k < 8; ++k) write_bytes<4>(v[k], p, one, false, first + k * kOrder / 8, out);
   }
 
   template <typename T, typename Next>
@@ -233,7 +265,8 @@ struct HadamardRows<1, LOG_POWER> {
 // Bytes of shared memory: the numbers of a row, and the next row of x.
 template <int BASE, int LOG_POWER>
 constexpr int hadamard_rows_shared() {
-  return 6 * (BASE << LOG_POWER);
+  using How = HadamardRows<BASE, LOG_POWER>;
+  return 6 * How::kOrder - 4 * How::kOverlap * How::kPower;
 }
 
 // Rows of x at aligned addresses; one scale, or aligned ones.
@@ -245,7 +278,7 @@ __global__ void __launch_bounds__(HadamardRows<BASE, LOG_POWER>::kThreads, Hadam
   static_assert(sizeof(T) == 2 && kPieces % kStep == 0 && kStep % 32 == 0, "a thread's pieces lie alike");
   extern __shared__ float4 shared_fours[];
   float* const numbers = reinterpret_cast<float*>(shared_fours);
-  T* const fetched = reinterpret_cast<T*>(numbers + How::kOrder);
+  T* const fetched = reinterpret_cast<T*>(numbers + How::kOrder - How::kOverlap * How::kPower);
   const int first = 8 * threadIdx.x, first_place = 8 * How::piece(threadIdx.x);
   const auto fetch = [&](int64_t row) {
     if (row < rows) {
