@@ -31,8 +31,9 @@ SHORT_INNER = 256  # that the kernels for short rows take, for int8 results
 STRIPS_ROWS = range(64, 4097)  # that the one by strips is offered for
 TILES = ("128x256", "128x192", "128x128", "64x64")
 WIDE_TILES = {"128x160": 256}  # and the rows of x from which on each is offered
-INT8_TILES = {"64x80": range(16, 257), "256x192": range(512, 4097), "pairs": range(128, 4097)}  # for int8 results alone, and their rows of x
-RESIDUAL_TILES = {"128x80": range(128, 4097), "128x96": range(128, 4097), "pairs": range(128, 4097), "halves": range(128, 2049)}  # for float32 with a residual alone
+# For int8 results alone, and their rows of x; then for float32 with a residual.
+INT8_TILES = {"64x80": range(16, 257), "256x192": range(512, 4097), "pairs": range(128, 4097)}
+RESIDUAL_TILES = {name: range(128, 4097) for name in ("128x80", "128x96", "pairs", "halves")}
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MARGIN = 0.01
 CACHE_BYTES = 128 << 20

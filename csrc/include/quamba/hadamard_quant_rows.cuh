@@ -7,48 +7,30 @@
 // bits of the element's index, for neighbours to stay aligned and every access free of conflicts.
 #pragma once
 
-#include <cfloat>
-#include <type_traits>
-
 #include "quamba/copy.cuh"
 #include "quamba/hadamard_quant.cuh"
 
 namespace quamba {
 
-// COUNT neighbours, from `column` of a row on, as bytes. `one`: the multiplier, where there is one scale. `finite`: it and
-// the numbers are; then two instructions pack four bytes, which would make NaN 0 and not -128.
+// COUNT neighbours, from `column` of a row on, as bytes. `one`: the multiplier, where there is one scale.
 template <int COUNT>
-__device__ __forceinline__ void write_bytes(const float* v, const HadamardParams& p, float one, bool finite, int column,
+__device__ __forceinline__ void write_bytes(const float* v, const HadamardParams& p, float one, int column,
                                             int8_t* out) {
-  if (finite) {
-    uint32_t words[COUNT / 4];
-#pragma unroll
-    for (int i = 0; i < COUNT; i += 4)
-      words[i / 4] = round_to_bytes(rounded_product(v[i], one), rounded_product(v[i + 1], one),
-                                    rounded_product(v[i + 2], one), rounded_product(v[i + 3], one));
-    if constexpr (COUNT == 4) {
-      *reinterpret_cast<uint32_t*>(out + column) = words[0];
-    } else {
-      static_assert(COUNT == 16, "a word or four");
-      *reinterpret_cast<uint4*>(out + column) = make_uint4(words[0], words[1], words[2], words[3]);
-    }
-    return;
-  }
-  uint32_t bytes[COUNT];
+  float rounded[COUNT];
   if (p.scale.stride == 0) {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) bytes[i] = round_product(v[i], one);
+    for (int i = 0; i < COUNT; ++i) rounded[i] = rounded_product(v[i], one);
   } else {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 4) {
       const float4 s = *reinterpret_cast<const float4*>(p.scale.data + column + i);
-      bytes[i] = round_product(v[i], multiplier(p, s.x));
-      bytes[i + 1] = round_product(v[i + 1], multiplier(p, s.y));
-      bytes[i + 2] = round_product(v[i + 2], multiplier(p, s.z));
-      bytes[i + 3] = round_product(v[i + 3], multiplier(p, s.w));
+      rounded[i] = rounded_product(v[i], multiplier(p, s.x));
+      rounded[i + 1] = rounded_product(v[i + 1], multiplier(p, s.y));
+      rounded[i + 2] = rounded_product(v[i + 2], multiplier(p, s.z));
+      rounded[i + 3] = rounded_product(v[i + 3], multiplier(p, s.w));
     }
   }
-  store_bytes<COUNT, true>(out + column, COUNT, bytes);
+  store_rounded<COUNT>(out + column, rounded);
 }
 
 // Four numbers of a row in shared memory.
@@ -129,9 +111,8 @@ struct HadamardRows {
   }
 
   // The other stages and the bytes of some runs.
-  // `bounded`: a sum of finite x is finite, and so is `one`.
   __device__ __forceinline__ static void runs(const float* numbers, int unit, const HadamardParams& p, float one,
-                                              bool bounded, int8_t* out) {
+                                              int8_t* out) {
     const int q = unit & 3, row = unit >> 2;
     float v[kRuns][16];
 #pragma unroll
@@ -142,14 +123,13 @@ struct HadamardRows {
 #pragma unroll
     for (int j = 0; j < kRuns; ++j) {
       butterflies<4>(v[j]);
-      if (j == 0) bounded = bounded && fabsf(v[0][0]) <= FLT_MAX;  // it has all of the thread's numbers in it
-      write_bytes<16>(v[j], p, one, bounded, row * kPower + 64 * j + 16 * q, out);
+      write_bytes<16>(v[j], p, one, row * kPower + 64 * j + 16 * q, out);
     }
   }
 
   // The same for runs that four threads share: each has four neighbours of every sixteen.
   __device__ __forceinline__ static void shared_runs(const float* numbers, int unit, const HadamardParams& p, float one,
-                                                     bool bounded, int8_t* out) {
+                                                     int8_t* out) {
     const int q = unit & 3, row = unit >> 2, i = threadIdx.x & 3;
     const float sign4 = i & 1 ? -1.0f : 1.0f, sign8 = i & 2 ? -1.0f : 1.0f;
     float v[kRuns][4];
@@ -163,27 +143,25 @@ struct HadamardRows {
       for (int e = 0; e < 4; ++e) v[j][e] = fmaf(sign4, v[j][e], __shfl_xor_sync(0xffffffffu, v[j][e], 1));
 #pragma unroll
       for (int e = 0; e < 4; ++e) v[j][e] = fmaf(sign8, v[j][e], __shfl_xor_sync(0xffffffffu, v[j][e], 2));
-      if (j == 0) bounded = bounded && fabsf(v[0][0]) <= FLT_MAX;
-      write_bytes<4>(v[j], p, one, bounded, row * kPower + 64 * j + 16 * q + 4 * i, out);
+      write_bytes<4>(v[j], p, one, row * kPower + 64 * j + 16 * q + 4 * i, out);
     }
   }
 
   template <typename T, typename Next>
   __device__ __forceinline__ static void transform(const T* x, float* numbers, const HadamardParams& p, float one,
                                                    int8_t* out, Next&& next) {
-    const bool bounded = std::is_same_v<T, __half> && p.scale.stride == 0 && fabsf(one) <= FLT_MAX;
     columns(x, numbers);
     __syncthreads();
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     if (kOverlap == 0) next();
 #pragma unroll 1
     for (int half = warp - (kWarps - kSharing); half >= 0 && half < 2; half += kSharing)
-      shared_runs(numbers, 32 * kWhole + 8 * half + (lane >> 2), p, one, bounded, out);
+      shared_runs(numbers, 32 * kWhole + 8 * half + (lane >> 2), p, one, out);
     if (kOverlap > 0) {
       __syncthreads();
       next();
     }
-    if (warp < kWhole) runs(numbers, threadIdx.x, p, one, bounded, out);
+    if (warp < kWhole) runs(numbers, threadIdx.x, p, one, out);
   }
 };
 
@@ -247,7 +225,7 @@ struct HadamardRows<1, LOG_POWER> {
             v[k][i] = a + b, v[k + stride][i] = a - b;
           }
 #pragma unroll
-    for (int k = 0; k < 8; ++k) write_bytes<4>(v[k], p, one, false, first + k * kOrder / 8, out);
+    for (int k = 0; k < 8; ++k) write_bytes<4>(v[k], p, one, first + k * kOrder / 8, out);
   }
 
   template <typename T, typename Next>

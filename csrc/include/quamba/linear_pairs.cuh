@@ -2,8 +2,9 @@
 // the multiprocessors take in, so that two thread blocks, a cluster, share it. Either both get the same rows of x by one
 // read, for neighbouring tiles, or each has half of K of one tile, twice as large, and then half of the tile's columns.
 //
-// A warp copies; two groups of four warps multiply and rescale. They ask for what a result needs beside its sum before
-// the first product. A weight's columns are dealt out such that a thread gets four neighbours of a row (float32 results)
+// A warp copies, others bring the columns' scales, two groups of four warps multiply and rescale. These ask for the
+// residual shortly before the last products: earlier, behind all that is copied at first, they would wait to have asked.
+// A weight's columns are dealt out such that a thread gets four neighbours of a row (float32 results)
 // or eight (int8), which it writes as they are.
 #pragma once
 
@@ -26,6 +27,7 @@ namespace quamba {
 constexpr int kPairStage = 128;  // bytes of K of a stage: a row of the widest swizzle
 constexpr int kPairGroups = 2, kPairGroupThreads = 128;
 constexpr int kPairWorkers = kPairGroups * kPairGroupThreads;
+constexpr int kPairSides = kPairGroupThreads - 32;  // threads beside the warp that copies
 constexpr int kPairThreads = kPairWorkers + kPairGroupThreads;  // registers are dealt out by groups
 
 template <int kColumns>
@@ -65,7 +67,9 @@ struct PairTile {
   static constexpr int kOwn = kHalves ? kRuns / 2 : kRuns;  // that a block finishes
   static constexpr int kStage = (kRows + kColumns) * kPairStage;
   static constexpr int kHanded = kHalves ? kRows * kColumns * 2 : 0;  // bytes that the other block sends
-  static constexpr int kScales = kBytes ? 12 * kColumns : 0;
+  static constexpr int kScales = (kBytes ? 12 : 4) * kColumns;
+  static constexpr int kMany = kDeep * kSums > 160 ? 232 : 224, kFew = 3 * 168 - 2 * kMany;  // registers of a group's threads
+  static constexpr int kLate = 3;  // stages from which on the residual is asked for
   static constexpr int kFixed = 1024 + kHanded + kScales + 256;
   static constexpr int kStages = (227 * 1024 - kFixed) / kStage < 8 ? (227 * 1024 - kFixed) / kStage : 8;
   static constexpr int kShared = kFixed + kStages * kStage;
@@ -145,6 +149,24 @@ __device__ __forceinline__ void pair_copy(const CUtensorMap& x, const CUtensorMa
   }
 }
 
+// What the other threads of its group bring: the scales of a tile's columns.
+template <typename Tile, bool kPerRow>
+__device__ __forceinline__ void pair_scales(const LinearParams& p, int n0, int thread, float* scales) {
+  const int columns = static_cast<int>(p.columns);
+#pragma unroll 1
+  for (int i = thread; i < Tile::kColumns; i += kPairSides) {
+    const bool inside = n0 + i < columns;
+    if constexpr (Tile::kBytes) {
+      ShortColumn<kPerRow> column{};
+      if (inside) column.init(p, n0 + i);
+      scales[i] = column.weight_scale, scales[Tile::kColumns + i] = column.out_scale;
+      scales[2 * Tile::kColumns + i] = column.reciprocal;
+    } else {
+      scales[i] = inside ? p.weight_scale[n0 + i] : 0.0f;
+    }
+  }
+}
+
 // blockIdx.x: tiles of columns, twice each where a block has half of K, else filled up to an even number; blockIdx.y:
 // tiles of rows. Maps: of x, in boxes of a tile's rows, or of half of them where both blocks get them; of the weight as
 // (runs, 2 or 4, 4, 2, K), where of a run column (j, q, i) is kRun / 4 q + 2 j + i. N is a multiple of kRun. No bias.
@@ -155,13 +177,15 @@ __global__ void __launch_bounds__(kPairThreads, 1)
   extern __shared__ char raw[];
   char* const shared = raw + (1024 - __cvta_generic_to_shared(raw) % 1024) % 1024;
   char* const handed = shared + Tile::kStages * Tile::kStage;
-  float* const scales = reinterpret_cast<float*>(handed + Tile::kHanded);  // (3, kColumns)
+  float* const scales = reinterpret_cast<float*>(handed + Tile::kHanded);  // (3 or 1, kColumns)
   uint64_t* const full = reinterpret_cast<uint64_t*>(handed + Tile::kHanded + Tile::kScales);
-  uint64_t *const empty = full + Tile::kStages, *const given = empty + Tile::kStages;
+  uint64_t *const empty = full + Tile::kStages, *const given = empty + Tile::kStages, *const known = given + kPairGroups;
   const int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31;
   const uint32_t rank = blockIdx.x & 1, other = rank ^ 1;
   const int tile = Tile::kHalves ? blockIdx.x >> 1 : blockIdx.x;
   const int row = blockIdx.y * Tile::kRows;
+  const int n0 = tile * Tile::kColumns;
+  const int first_run = Tile::kHalves && rank ? Tile::kOwn : 0;  // of those that the block finishes
   const int stages = static_cast<int>((p.inner + kPairStage - 1) / kPairStage), half = (stages + 1) / 2;
   const int begin = Tile::kHalves && rank ? half : 0, end = Tile::kHalves && !rank ? half : stages;
 
@@ -173,12 +197,20 @@ __global__ void __launch_bounds__(kPairThreads, 1)
       barrier_init(empty + i, Tile::kHalves ? kPairGroups : 2 * kPairGroups);
     }
     for (int g = 0; g < kPairGroups; ++g) barrier_init(given + g, 1);
+    barrier_init(known, kPairSides);
     cutlass::arch::fence_barrier_init();
     if (Tile::kHalves)
       for (int g = 0; g < kPairGroups; ++g) barrier_expect(given + g, Tile::kHanded / kPairGroups);
     if (blockIdx.y == 0)
       for (int i = begin; i < end && i < begin + Tile::kStages; ++i)
         cute::SM90_TMA_LOAD_5D::PREFETCH::copy(&weight_map, kPairStage * i, 0, 0, 0, tile * Tile::kRuns);
+  }
+  if constexpr (!Tile::kBytes) {
+    constexpr int kLines = (Tile::kOwn + 1) / 2;  // of a row's residual, 128 bytes each
+    for (int i = thread - kPairWorkers - 32; i >= 0 && i < Tile::kRows * kLines; i += kPairSides) {
+      const int64_t m = row + i / kLines, n = n0 + first_run * Tile::kRun + i % kLines * 32;
+      if (m < p.rows && n < p.columns) prefetch(static_cast<const float*>(p.residual.data) + m * p.residual_row + n);
+    }
   }
   __syncwarp();
   pair_arrives();
@@ -187,9 +219,13 @@ __global__ void __launch_bounds__(kPairThreads, 1)
   wait_for_previous();
 
   if (thread >= kPairWorkers) {
-    cutlass::arch::warpgroup_reg_dealloc<40>();
+    cutlass::arch::warpgroup_reg_dealloc<Tile::kFew>();
     if (thread == kPairWorkers)
       pair_copy<Tile>(x_map, weight_map, shared, full, empty, begin, end, row, tile * Tile::kRuns, rank);
+    if (thread >= kPairWorkers + 32) {
+      pair_scales<Tile, kPerRow>(p, n0, thread - kPairWorkers - 32, scales);
+      barrier_arrive(known);
+    }
     __syncwarp();
     if (!Tile::kHalves) {
       pair_arrives();
@@ -197,15 +233,10 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     }
     return;
   }
-  cutlass::arch::warpgroup_reg_alloc<232>();
+  cutlass::arch::warpgroup_reg_alloc<Tile::kMany>();
 
   const int group = thread / kPairGroupThreads, quarter = lane & 3;
   const int64_t first_row = row + group * (Tile::kRows / 2) + (warp & 3) * 16 + lane / 4;
-  const int64_t n0 = static_cast<int64_t>(tile) * Tile::kColumns;
-  const int first_run = Tile::kHalves && rank ? Tile::kOwn : 0;
-  constexpr int kRest = Tile::kBytes ? 1 : Tile::kOwn;  // float32 alone
-  float4 rest[Tile::kDeep][2][kRest];
-  float4 weight_scale[kRest];
   float x_scale[Tile::kDeep][2];
 #pragma unroll
   for (int d = 0; d < Tile::kDeep; ++d)
@@ -213,33 +244,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     for (int h = 0; h < 2; ++h) {
       const int64_t m = first_row + 64 * d + 8 * h;
       x_scale[d][h] = (Tile::kBytes && !kPerRow) || m >= p.rows ? 1.0f : p.x_scale[m];
-      if constexpr (!Tile::kBytes) {
-#pragma unroll
-        for (int r = 0; r < kRest; ++r) {
-          const int64_t n = n0 + (first_run + r) * Tile::kRun + 4 * quarter;
-          rest[d][h][r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-          if (m < p.rows && n < p.columns)
-            rest[d][h][r] =
-                *reinterpret_cast<const float4*>(static_cast<const float*>(p.residual.data) + m * p.residual_row + n);
-        }
-      }
     }
-  if constexpr (Tile::kBytes) {
-    for (int i = thread; i < Tile::kColumns; i += kPairWorkers) {
-      ShortColumn<kPerRow> column{};
-      if (n0 + i < p.columns) column.init(p, n0 + i);
-      scales[i] = column.weight_scale, scales[Tile::kColumns + i] = column.out_scale;
-      scales[2 * Tile::kColumns + i] = column.reciprocal;
-    }
-    asm volatile("bar.sync 1, %0;" ::"n"(kPairWorkers) : "memory");
-  } else {
-#pragma unroll
-    for (int r = 0; r < kRest; ++r) {
-      const int64_t n = n0 + (first_run + r) * Tile::kRun + 4 * quarter;
-      const auto at = [&](int i) { return n + i < p.columns ? p.weight_scale[n + i] : 0.0f; };
-      weight_scale[r] = make_float4(at(0), at(1), at(2), at(3));
-    }
-  }
 
   uint32_t sum[Tile::kDeep][Tile::kSums];
   const uint32_t own_empty = pair_address(empty, rank), other_empty = pair_address(empty, other);
@@ -249,28 +254,51 @@ __global__ void __launch_bounds__(kPairThreads, 1)
       if (!Tile::kHalves) pair_arrive(other_empty + turn % Tile::kStages * 8);
     }
   };
+  const auto multiply = [&](int from, int to) {
 #pragma unroll 1
-  for (int turn = 0; turn < end - begin; ++turn) {
-    const int stage = turn % Tile::kStages;
-    barrier_wait(full + stage, turn / Tile::kStages & 1);
-    const uint32_t place = (shared_address(shared) + stage * Tile::kStage) / 16;
-    const uint32_t x = place + group * (Tile::kRows / 2) * kPairStage / 16;
-    const uint32_t weight = place + Tile::kRows * kPairStage / 16;
+    for (int turn = from; turn < to; ++turn) {
+      const int stage = turn % Tile::kStages;
+      barrier_wait(full + stage, turn / Tile::kStages & 1);
+      const uint32_t place = (shared_address(shared) + stage * Tile::kStage) / 16;
+      const uint32_t x = place + group * (Tile::kRows / 2) * kPairStage / 16;
+      const uint32_t weight = place + Tile::kRows * kPairStage / 16;
+#pragma unroll
+      for (int d = 0; d < Tile::kDeep; ++d)
+#pragma unroll
+        for (int i = 0; i < Tile::kSums; ++i) cute::warpgroup_fence_operand(sum[d][i]);
+      cute::warpgroup_arrive();
+#pragma unroll
+      for (int k = 0; k < kPairStage / 32; ++k)
+#pragma unroll
+        for (int d = 0; d < Tile::kDeep; ++d)
+          pair_multiply<typename Tile::Multiply>(pair_operand(x + (d * 64 * kPairStage + 32 * k) / 16),
+                                                 pair_operand(weight + 2 * k), sum[d], turn == 0 && k == 0,
+                                                 std::make_index_sequence<Tile::kSums>{});
+      cute::warpgroup_commit_batch();
+      cute::warpgroup_wait<1>();
+      if (turn > 0) release(turn - 1);
+    }
+  };
+  constexpr int kRest = Tile::kBytes ? 1 : Tile::kOwn;  // float32 alone
+  float4 rest[Tile::kDeep][2][kRest];
+  if constexpr (Tile::kBytes) {
+    multiply(0, end - begin);
+  } else {
+    const int early = end - begin > Tile::kLate ? end - begin - Tile::kLate : 0;
+    multiply(0, early);
 #pragma unroll
     for (int d = 0; d < Tile::kDeep; ++d)
 #pragma unroll
-      for (int i = 0; i < Tile::kSums; ++i) cute::warpgroup_fence_operand(sum[d][i]);
-    cute::warpgroup_arrive();
+      for (int h = 0; h < 2; ++h)
 #pragma unroll
-    for (int k = 0; k < kPairStage / 32; ++k)
-#pragma unroll
-      for (int d = 0; d < Tile::kDeep; ++d)
-        pair_multiply<typename Tile::Multiply>(pair_operand(x + (d * 64 * kPairStage + 32 * k) / 16),
-                                               pair_operand(weight + 2 * k), sum[d], turn == 0 && k == 0,
-                                               std::make_index_sequence<Tile::kSums>{});
-    cute::warpgroup_commit_batch();
-    cute::warpgroup_wait<1>();
-    if (turn > 0) release(turn - 1);
+        for (int r = 0; r < kRest; ++r) {
+          const int64_t m = first_row + 64 * d + 8 * h, n = n0 + (first_run + r) * Tile::kRun + 4 * quarter;
+          rest[d][h][r] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+          if (m < p.rows && n < p.columns)
+            rest[d][h][r] =
+                *reinterpret_cast<const float4*>(static_cast<const float*>(p.residual.data) + m * p.residual_row + n);
+        }
+    multiply(early, end - begin);
   }
   cute::warpgroup_wait<0>();
 #pragma unroll
@@ -278,6 +306,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
 #pragma unroll
     for (int i = 0; i < Tile::kSums; ++i) cute::warpgroup_fence_operand(sum[d][i]);
   if (!Tile::kHalves) pair_arrives();  // nothing is asked of the other block any more
+  barrier_wait(known, 0);
 
   if constexpr (!Tile::kBytes) {
     constexpr int kWords = 8;  // of a thread's sums in a run of 16
@@ -315,7 +344,8 @@ __global__ void __launch_bounds__(kPairThreads, 1)
             const float exact = static_cast<float>(static_cast<int>(sum[d][kWords * r + i / 2 * 4 + 2 * h + i % 2]));
             return __fadd_rn(__fmul_rn(exact, __fmul_rn(x_scale[d][h], scale)), residual);
           };
-          const float4 s = weight_scale[r], v = rest[d][h][r];
+          const float4 v = rest[d][h][r];
+          const float4 s = *reinterpret_cast<const float4*>(scales + (first_run + r) * Tile::kRun + 4 * quarter);
           const float4 result = make_float4(one(0, s.x, v.x), one(1, s.y, v.y), one(2, s.z, v.z), one(3, s.w, v.w));
           if (m < p.rows && n < p.columns) *reinterpret_cast<float4*>(out + n) = result;
         }
