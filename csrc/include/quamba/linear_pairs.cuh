@@ -214,7 +214,6 @@ __global__ void __launch_bounds__(kPairThreads, 1)
   }
   __syncwarp();
   pair_arrives();
-  let_next_start();
   pair_waits();
   wait_for_previous();
 
@@ -301,6 +300,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     multiply(early, end - begin);
   }
   cute::warpgroup_wait<0>();
+  let_next_start();  // not before: the first of its blocks would gather where this kernel leaves multiprocessors free
 #pragma unroll
   for (int d = 0; d < Tile::kDeep; ++d)
 #pragma unroll
