@@ -83,7 +83,8 @@ bool takes_strips(const LinearParams& p) { return takes_short(p) && p.columns % 
 
 bool takes_pairs(LinearKernel kernel, const LinearParams& p) {
   if (p.bias.data != nullptr || p.inner == 0) return false;
-  if (p.out_type == Type::kInt8) return kernel == LinearKernel::kPairs && p.residual.data == nullptr && p.columns % 32 == 0;
+  if (p.out_type == Type::kInt8)
+    return kernel == LinearKernel::kPairs && p.residual.data == nullptr && p.columns % 32 == 0;
   return p.out_type == Type::kFloat && p.residual.data != nullptr && p.residual.type == Type::kFloat &&
          p.residual_row % 4 == 0 && aligned(p.residual.data, 16) && p.columns % 16 == 0 &&
          (kernel == LinearKernel::kPairs || p.inner > kPairInner);
@@ -128,8 +129,8 @@ LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bo
     for (const auto& known : kNames)
       if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : chosen;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
-                 "; expected dot, rows4, rows8, rows16, ring, short, strips, pairs, halves, 128x256, 128x192, 128x128, 64x64, 64x80, "
-                 "128x160, 256x192, 128x80, 128x96 or model");
+                 "; expected dot, rows4, rows8, rows16, ring, short, strips, pairs, halves, 128x256, 128x192, 128x128, "
+                 "64x64, 64x80, 128x160, 256x192, 128x80, 128x96 or model");
     return modelled;
   }
   return chosen;

@@ -1,5 +1,5 @@
-// The kernel of linear by pairs of thread blocks: its tile for a shape, and its launch. Compiled once for each QUAMBA_OUT
-// that setup.py lists.
+// The kernel of linear by pairs of thread blocks: its tile for a shape, and its launch. Compiled once for each
+// QUAMBA_OUT that setup.py lists.
 #include "linear_pairs.h"
 
 #include "linear_choice.h"

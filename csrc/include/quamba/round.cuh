@@ -54,8 +54,8 @@ __device__ __forceinline__ float rounded_product(float v, float factor) {
   return fmaf(v, factor, 12582912.0f) - 12582912.0f;
 }
 
-// For kernels that still clamp and pack by themselves: clamp(round_half_even(v * factor), -128, 127) in the low byte, NaN
-// as -128.
+// For the convolution, whose bytes are packed otherwise: clamp(round_half_even(v * factor), -128, 127) in the low byte,
+// NaN as -128.
 __device__ __forceinline__ uint32_t round_product(float v, float factor) {
   return __float_as_uint(fminf(fmaxf(fmaf(v, factor, 12582912.0f), 12582784.0f), 12583039.0f));
 }
