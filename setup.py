@@ -99,6 +99,9 @@ def units() -> list[Unit]:
                 unit = f"linear_sm90_{name}_{residual}_{tile}"
                 result.append(Unit("linear_sm90.cu", unit, (*flags, *defines), only="90a"))
     result.append(Unit("linear_strips.cu", "linear_strips", (*NO_ASSERTS, *EXTENDED), only="90a"))
+    for name in ("int8", "float"):
+        flags = (*NO_ASSERTS, *EXTENDED, f"-DQUAMBA_OUT={TYPES[name]}")
+        result.append(Unit("linear_pairs.cu", f"linear_pairs_{name}", flags, only="90a"))
     result.append(Unit("linear_short.cu", "linear_short", only="90a"))
     result.append(Unit("selective_scan_step_bulk.cu", "selective_scan_step_bulk", only="90a"))
     for name in ("linear_ring", "linear_conv1d_step_kernel"):  # where blocks of a cluster can add up

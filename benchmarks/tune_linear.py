@@ -4,8 +4,8 @@
 For each weight (N, K) of a model and each number of rows M, every kernel that takes the shape runs in a CUDA graph over
 inputs that leave the L2 cache. The table names the fastest; between neighbours in M it changes only where that gains
 more than a percent. Other shapes go by the model in csrc/linear_choice.cu, whose loss on these is printed.
-`--write` replaces csrc/linear_table.json; build again for it to take effect. `--from` chooses anew from the times of an
-earlier run, without a GPU.
+`--write` replaces csrc/linear_table.json, with `--only` the weights that were timed alone; build again for it to take
+effect. `--from` chooses anew from the times of an earlier run, without a GPU.
 """
 
 import argparse
@@ -31,8 +31,9 @@ SHORT_INNER = 256  # that the kernels for short rows take, for int8 results
 STRIPS_ROWS = range(64, 4097)  # that the one by strips is offered for
 TILES = ("128x256", "128x192", "128x128", "64x64")
 WIDE_TILES = {"128x160": 256}  # and the rows of x from which on each is offered
-INT8_TILES = {"64x80": range(16, 257), "256x192": range(512, 4097)}  # for int8 results alone, and their rows of x
-RESIDUAL_TILES = {"128x80": range(128, 4097), "128x96": range(128, 4097)}  # for float32 with a residual alone
+# For int8 results alone, and their rows of x; then for float32 with a residual.
+INT8_TILES = {"64x80": range(16, 257), "256x192": range(512, 4097), "pairs": range(128, 4097)}
+RESIDUAL_TILES = {name: range(128, 4097) for name in ("128x80", "128x96", "pairs", "halves")}
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MARGIN = 0.01
 CACHE_BYTES = 128 << 20
@@ -138,15 +139,23 @@ def earlier(path: str) -> tuple[str, dict[tuple[int, int], Any]]:
     return found["measured"], {(entry["columns"], entry["inner"]): entry for entry in found["weights"]}
 
 
+def write(measured: str, shapes: list[dict[str, Any]]) -> None:
+    """Puts the choices for these weights into the table: in place of its own, or behind them."""
+    table = json.loads(TABLE.read_text())
+    found = {(shape["columns"], shape["inner"]): shape for shape in [*table["shapes"], *shapes]}
+    lines = ",\n".join(f"    {json.dumps(shape)}" for shape in found.values())
+    beside = TABLE.with_suffix(".part")
+    beside.write_text(f'{{\n  "measured": {json.dumps(measured)},\n  "shapes": [\n{lines}\n  ]\n}}\n')
+    beside.replace(TABLE)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"replace {TABLE.name}")
     parser.add_argument("--times", help="write every time there, as JSON")
     parser.add_argument("--from", dest="source", help="choose from the times in this file instead of measuring")
-    parser.add_argument("--only", default="", help="weights whose NxK this expression finds; not with --write")
+    parser.add_argument("--only", default="", help="weights whose NxK this expression finds")
     arguments = parser.parse_args()
-    if arguments.write and arguments.only:
-        parser.error("--write replaces the whole table: it takes no --only")
     if arguments.source:
         measured, kept = earlier(arguments.source)
     else:
@@ -174,12 +183,7 @@ def main() -> None:
             Path(arguments.times).write_text(json.dumps({"measured": measured, "weights": everything}))
     print(f"the model loses {sum(loss) / len(loss):.1%} to the fastest in the mean, {max(loss):.0%} at most")
     if arguments.write:
-        table = {"measured": measured, "shapes": shapes}
-        lines = ",\n".join(f"    {json.dumps(shape)}" for shape in shapes)
-        text = f'{{\n  "measured": {json.dumps(table["measured"])},\n  "shapes": [\n{lines}\n  ]\n}}\n'
-        beside = TABLE.with_suffix(".part")
-        beside.write_text(text)
-        beside.replace(TABLE)
+        write(measured, shapes)
 
 
 if __name__ == "__main__":

@@ -46,27 +46,27 @@ bool of_many_rows(const HadamardParams& p, int64_t rows, Type type, bool quantiz
          (wanted == nullptr || std::strcmp(wanted, "0") != 0);
 }
 
-cudaError_t launch(const HadamardParams& p, int64_t rows, Type type, bool quantize, int processors,
+cudaError_t launch(const HadamardParams& p, int64_t rows, Type type, bool quantize, bool many, int processors,
                    cudaStream_t stream) {
   switch (p.base) {
     case 1:
-      return launch_hadamard<1>(p, rows, type, quantize, processors, stream);
+      return launch_hadamard<1>(p, rows, type, quantize, many, processors, stream);
     case 12:
-      return launch_hadamard<12>(p, rows, type, quantize, processors, stream);
+      return launch_hadamard<12>(p, rows, type, quantize, many, processors, stream);
     case 20:
-      return launch_hadamard<20>(p, rows, type, quantize, processors, stream);
+      return launch_hadamard<20>(p, rows, type, quantize, many, processors, stream);
     case 28:
-      return launch_hadamard<28>(p, rows, type, quantize, processors, stream);
+      return launch_hadamard<28>(p, rows, type, quantize, many, processors, stream);
     case 36:
-      return launch_hadamard<36>(p, rows, type, quantize, processors, stream);
+      return launch_hadamard<36>(p, rows, type, quantize, many, processors, stream);
     case 44:
-      return launch_hadamard<44>(p, rows, type, quantize, processors, stream);
+      return launch_hadamard<44>(p, rows, type, quantize, many, processors, stream);
     case 52:
-      return launch_hadamard<52>(p, rows, type, quantize, processors, stream);
+      return launch_hadamard<52>(p, rows, type, quantize, many, processors, stream);
     case 60:
-      return launch_hadamard<60>(p, rows, type, quantize, processors, stream);
+      return launch_hadamard<60>(p, rows, type, quantize, many, processors, stream);
     default:
-      return launch_hadamard<kAnyBase>(p, rows, type, quantize, processors, stream);
+      return launch_hadamard<kAnyBase>(p, rows, type, quantize, many, processors, stream);
   }
 }
 
@@ -89,7 +89,7 @@ Tensor run(const Tensor& x, const OptionalTensor& scale) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const int processors = multiprocessors(x);
   const bool many = of_many_rows(p, rows.rows, type, scale.has_value(), processors);
-  const cudaError_t error = launch(p, rows.rows, type, scale.has_value(), many ? processors : 0, stream_of(x));
+  const cudaError_t error = launch(p, rows.rows, type, scale.has_value(), many, processors, stream_of(x));
   QUAMBA_CHECK(error == cudaSuccess, "hadamard: the kernel for D=", rows.columns,
                " could not be launched: ", cudaGetErrorString(error));
   return out;

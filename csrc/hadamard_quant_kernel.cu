@@ -14,10 +14,12 @@ namespace quamba {
 namespace {
 
 template <int BASE, typename T, typename Out>
-cudaError_t transform(const HadamardParams& p, int64_t rows, cudaStream_t stream) {
+cudaError_t transform(const HadamardParams& p, int64_t rows, int processors, cudaStream_t stream) {
   const int order = p.power * p.base;
-  const int threads =
-      std::clamp((std::max(order / 16, BASE == 1 ? 0 : p.power) + 31) / 32 * 32, 64, hadamard_threads(BASE));
+  const int whole = (std::max(order / 16, BASE == 1 ? 0 : p.power) + 31) / 32 * 32;  // threads for a pass in one round
+  // Rows of 5120 by 320 threads are three a multiprocessor, by 256 four: where that makes one pass of two.
+  const bool one_pass = BASE == 20 && p.power == 256 && rows > 3 * processors && rows <= 4 * processors;
+  const int threads = one_pass ? p.power : std::clamp(whole, 64, hadamard_threads(BASE));
   const int shared = 4 * (hadamard_shared_floats(order) + (BASE == kAnyBase ? order : 0));
   return launch(hadamard_kernel<BASE, T, Out>,
                 Launch{static_cast<unsigned>(rows * p.blocks), threads, shared, stream}, p);
@@ -44,26 +46,26 @@ cudaError_t transform_rows(const HadamardParams& p, int64_t rows, int processors
 }  // namespace
 
 template <int BASE>
-cudaError_t launch_hadamard(const HadamardParams& p, int64_t rows, Type x_type, bool quantize, int processors,
-                            cudaStream_t stream) {
+cudaError_t launch_hadamard(const HadamardParams& p, int64_t rows, Type x_type, bool quantize, bool many,
+                            int processors, cudaStream_t stream) {
 #if QUAMBA_BASE != 0
-  if (processors > 0)
+  if (many)
     return x_type == Type::kHalf ? transform_rows<BASE, 0, __half>(p, rows, processors, stream)
                                  : transform_rows<BASE, 0, __nv_bfloat16>(p, rows, processors, stream);
 #endif
   switch (x_type) {
     case Type::kHalf:
-      return quantize ? transform<BASE, __half, int8_t>(p, rows, stream)
-                      : transform<BASE, __half, __half>(p, rows, stream);
+      return quantize ? transform<BASE, __half, int8_t>(p, rows, processors, stream)
+                      : transform<BASE, __half, __half>(p, rows, processors, stream);
     case Type::kBFloat16:
-      return quantize ? transform<BASE, __nv_bfloat16, int8_t>(p, rows, stream)
-                      : transform<BASE, __nv_bfloat16, __nv_bfloat16>(p, rows, stream);
+      return quantize ? transform<BASE, __nv_bfloat16, int8_t>(p, rows, processors, stream)
+                      : transform<BASE, __nv_bfloat16, __nv_bfloat16>(p, rows, processors, stream);
     default:
-      return quantize ? transform<BASE, float, int8_t>(p, rows, stream)
-                      : transform<BASE, float, float>(p, rows, stream);
+      return quantize ? transform<BASE, float, int8_t>(p, rows, processors, stream)
+                      : transform<BASE, float, float>(p, rows, processors, stream);
   }
 }
 
-template cudaError_t launch_hadamard<QUAMBA_BASE>(const HadamardParams&, int64_t, Type, bool, int, cudaStream_t);
+template cudaError_t launch_hadamard<QUAMBA_BASE>(const HadamardParams&, int64_t, Type, bool, bool, int, cudaStream_t);
 
 }  // namespace quamba

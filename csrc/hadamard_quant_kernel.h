@@ -14,10 +14,10 @@ constexpr bool has_rows_kernel(int base, int log_power) {
   return base == 1 ? log_power >= 11 && log_power <= 13 : (base == 12 || base == 20) && log_power == 8;
 }
 
-// Transforms `rows` rows of type x_type; the result is int8 where quantize is true, else of x_type. processors: the
-// multiprocessors of the kernel for many rows, where it takes the call; else 0.
+// Transforms `rows` rows of type x_type; the result is int8 where quantize is true, else of x_type. many: by the
+// kernel for many rows.
 template <int BASE>
-cudaError_t launch_hadamard(const HadamardParams& p, int64_t rows, Type x_type, bool quantize, int processors,
-                            cudaStream_t stream);
+cudaError_t launch_hadamard(const HadamardParams& p, int64_t rows, Type x_type, bool quantize, bool many,
+                            int processors, cudaStream_t stream);
 
 }  // namespace quamba

@@ -66,7 +66,8 @@ constexpr struct {
 } kNames[] = {{"dot", LinearKernel::kDot},         {"rows4", LinearKernel::kRows4},
               {"rows8", LinearKernel::kRows8},     {"rows16", LinearKernel::kRows16},
               {"ring", LinearKernel::kRing},       {"short", LinearKernel::kShort},
-              {"strips", LinearKernel::kStrips},   {"128x256", LinearKernel::k128x256},
+              {"strips", LinearKernel::kStrips},   {"pairs", LinearKernel::kPairs},
+              {"halves", LinearKernel::kHalves},   {"128x256", LinearKernel::k128x256},
               {"128x192", LinearKernel::k128x192}, {"128x128", LinearKernel::k128x128},
               {"64x64", LinearKernel::k64x64},     {"64x80", LinearKernel::k64x80},
               {"128x160", LinearKernel::k128x160}, {"256x192", LinearKernel::k256x192},
@@ -80,11 +81,22 @@ bool takes_short(const LinearParams& p) {
 
 bool takes_strips(const LinearParams& p) { return takes_short(p) && p.columns % 64 == 0; }
 
+bool takes_pairs(LinearKernel kernel, const LinearParams& p) {
+  if (p.bias.data != nullptr || p.inner == 0) return false;
+  if (p.out_type == Type::kInt8)
+    return kernel == LinearKernel::kPairs && p.residual.data == nullptr && p.columns % 32 == 0;
+  return p.out_type == Type::kFloat && p.residual.data != nullptr && p.residual.type == Type::kFloat &&
+         p.residual_row % 4 == 0 && aligned(p.residual.data, 16) && p.columns % 16 == 0 &&
+         (kernel == LinearKernel::kPairs || p.inner > kPairInner);
+}
+
 // Whether a kernel takes that call there.
 bool takes(LinearKernel kernel, const LinearParams& p, const LinearDevice& device, bool vectors) {
   if (kernel == LinearKernel::kRing) return device.hopper && vectors && p.rows <= kRingRows;
   if (kernel == LinearKernel::kShort) return device.hopper && vectors && takes_short(p);
   if (kernel == LinearKernel::kStrips) return device.hopper && vectors && takes_strips(p);
+  if (kernel == LinearKernel::kPairs || kernel == LinearKernel::kHalves)
+    return device.hopper && vectors && takes_pairs(kernel, p);
   if (kernel == LinearKernel::k64x80 || kernel == LinearKernel::k256x192)
     return device.hopper && p.out_type == Type::kInt8 && p.residual.data == nullptr;
   if (kernel == LinearKernel::k128x80 || kernel == LinearKernel::k128x96)
@@ -117,8 +129,8 @@ LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bo
     for (const auto& known : kNames)
       if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : chosen;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
-                 "; expected dot, rows4, rows8, rows16, ring, short, strips, 128x256, 128x192, 128x128, 64x64, 64x80, "
-                 "128x160, 256x192, 128x80, 128x96 or model");
+                 "; expected dot, rows4, rows8, rows16, ring, short, strips, pairs, halves, 128x256, 128x192, 128x128, "
+                 "64x64, 64x80, 128x160, 256x192, 128x80, 128x96 or model");
     return modelled;
   }
   return chosen;

@@ -8,9 +8,10 @@ namespace quamba {
 // The first ones read the weight once, for up to kFewRows rows of x: without matrix instructions (one row), or with
 // them and as many warps to 16 rows of the weight. The ring, on Hopper, reads it once for 64 rows, and serves
 // kRingRows. The short one, on Hopper, is for int8 results of up to kShortInner of K; so is the one by strips, where
-// columns come by 64. The others are matrix tiles, rows x columns of the result that a block computes at a time, 64x80
-// and 256x192 for int8 without residual, 128x80 and 128x96 for float32 with one; on anything but Hopper one tile
-// stands for all.
+// columns come by 64. Pairs of thread blocks, on Hopper, are for int8 results, and for float32 ones with a residual;
+// those that have half of K each, for the latter. The others are matrix tiles, rows x columns of the result that a block
+// computes at a time, 64x80 and 256x192 for int8 without residual, 128x80 and 128x96 for float32 with one; on anything
+// but Hopper one tile stands for all.
 enum class LinearKernel : int8_t {
   kDot,
   kRows4,
@@ -19,6 +20,8 @@ enum class LinearKernel : int8_t {
   kRing,
   kShort,
   kStrips,
+  kPairs,
+  kHalves,
   k128x256,
   k128x192,
   k128x128,
@@ -32,7 +35,7 @@ enum class LinearKernel : int8_t {
 
 inline bool is_tile(LinearKernel kernel) { return kernel >= LinearKernel::k128x256; }
 
-constexpr int64_t kFewRows = 32, kRingRows = 4096, kShortInner = 256;
+constexpr int64_t kFewRows = 32, kRingRows = 4096, kShortInner = 256, kPairInner = 128;
 
 struct LinearDevice {
   bool hopper;  // and its matrix kernels are in the library

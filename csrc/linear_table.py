@@ -15,6 +15,8 @@ KERNELS = {
     "ring": "kRing",
     "short": "kShort",
     "strips": "kStrips",
+    "pairs": "kPairs",
+    "halves": "kHalves",
     **{name: f"k{name}" for name in TILES},
 }
 

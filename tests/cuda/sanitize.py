@@ -39,6 +39,13 @@ def linear() -> None:
         for m, k in ((1, 16), (33, 48), (90, 96), (17, 128), (300, 160), (40, 256)):
             for x_scale in (scales(), scales(m, 1)):
                 ops.linear(randint8(m, k), x_scale, randint8(n, k), scales(n), None, None, scales(n), torch.int8)
+    for kernel in ("pairs", "halves"):
+        os.environ["QUAMBA_LINEAR_KERNEL"] = kernel
+        for m, n, k in ((70, 96, 272), (300, 352, 400), (520, 224, 1040)):
+            x, weight, residual = randint8(m, k), randint8(n, k), sliced(randn(m, n))
+            ops.linear(x, scales(m, 1), weight, scales(n), None, residual, None, torch.float32)
+            if kernel == "pairs":
+                ops.linear(x, scales(), weight, scales(n), None, None, scales(n), torch.int8)
     del os.environ["QUAMBA_LINEAR_KERNEL"]
     for m, n, k in ((300, 512, 128), (2048, 640, 128), (513, 2560, 64)):
         ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, None, scales(), torch.int8)

@@ -47,3 +47,14 @@ def test_many_rows(size: int, dtype: torch.dtype) -> None:
             few = [hadamard_quant(rows, scale) for rows in view.split(100)]
             assert torch.equal(hadamard_quant(view, scale), torch.cat(few))
     check(hadamard_quant, x[:1100, :size].nan_to_num(0.0, 1.0, -1.0).clamp(-4, 4), scales(size), flips=2e-4)
+
+
+@pytest.mark.parametrize("rows", [20, 1100])
+@pytest.mark.parametrize("size", [1536, 5120])
+def test_not_a_number(rows: int, size: int) -> None:
+    """Zero, as on the CPU; and its row alone."""
+    x, scale = randn(rows, size, dtype=torch.float16), torch.tensor(0.02, device="cuda")
+    expected = hadamard_quant(x, scale)
+    x[7, 5], expected[7] = float("nan"), 0
+    assert torch.equal(hadamard_quant(x, scale), expected)
+    assert not hadamard_quant(x[:8].cpu(), scale.cpu())[7].any()

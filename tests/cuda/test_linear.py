@@ -144,7 +144,7 @@ def test_residual_stream(monkeypatch: pytest.MonkeyPatch, kernel: str, shape: tu
     check(linear, randint8(m, k), scales(), randint8(n, k), weight_scale, None, residual, None, torch.float32)
 
 
-KERNELS = ["ring", "short", "strips", "128x256", "128x192", "64x64", "64x80", "128x160", "256x192"]
+KERNELS = ["ring", "short", "strips", "pairs", "128x256", "128x192", "64x64", "64x80", "128x160", "256x192"]
 
 
 @pytest.mark.parametrize("shape", [(300, 2560, 160), (600, 3072, 768), (513, 192, 5120), (40, 1536, 48)])
@@ -161,6 +161,55 @@ def test_kernels_agree(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, i
     for kernel in KERNELS:
         monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
         assert torch.equal(linear(*args, *last, out), expected), kernel
+
+
+# Of the kernels by pairs of thread blocks, each tile that the choice has, odd numbers of tiles, rows and columns that
+# fill none.
+PAIRS_SHAPES = [
+    *[(m, 320, 512) for m in (1, 127, 129, 255, 257, 600)],
+    *[(300, n, 160) for n in (32, 96, 224, 352, 1024)],
+    *[(260, 352, k) for k in (144, 272, 1040, 4112)],
+    (512, 10240, 2560),
+    (2048, 3072, 768),
+    (512, 3072, 768),
+    (512, 8192, 2048),
+    (512, 6144, 1536),
+]
+
+
+@pytest.mark.parametrize("shape", PAIRS_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column"])
+def test_pairs(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out: str) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "pairs")
+    test_shapes(shape, out)
+
+
+@pytest.mark.parametrize("kernel", ["pairs", "halves"])
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *[(m, 320, 512) for m in (1, 127, 129, 600)],
+        *[(300, n, 160) for n in (16, 80, 240, 1008)],
+        *[(260, 336, k) for k in (144, 272, 1040, 4112)],
+        (512, 2560, 5120),
+        (512, 2048, 4096),
+        (512, 1536, 3072),
+        (512, 1024, 2048),
+        (2048, 768, 1536),
+    ],
+)
+def test_pairs_residual(monkeypatch, kernel: str, shape: tuple[int, int, int], per_token: bool) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    m, n, k = shape
+    x_scale = scales(m, 1) if per_token else scales()
+    residual = sliced(randn(m, n, scale=30.0))
+    args = (randint8(m, k), x_scale, randint8(n, k), scales(n, mean=1e-2), None, residual, None, torch.float32)
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "128x128")
+    expected = linear(*args)
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
+    assert torch.equal(linear(*args), expected)
+    check(linear, *args)
 
 
 # Of the kernel for short rows by strips: each length of K that has code of its own, more rows and strips than a block

@@ -202,31 +202,31 @@ __device__ __forceinline__ void last_pass(const float* shared, int order, const 
     for (int i = 0; i < kRadix; ++i) v[i] = shared[padded_index(first + i)];
     butterflies<LOG_RADIX>(v);
     if constexpr (sizeof(Out) == 1) {
-      uint32_t bytes[kRadix];
       const float* scales = p.scale.data + (column + first) * p.scale.stride;
       if (single) {
 #pragma unroll
-        for (int i = 0; i < kRadix; ++i) bytes[i] = round_product(v[i], one);
+        for (int i = 0; i < kRadix; ++i) v[i] = rounded_product(v[i], one);
       } else if (kRadix == 16 && p.vector_out && p.vector_scale) {
 #pragma unroll
         for (int i = 0; i < kRadix; i += 4) {
           const float4 s = *reinterpret_cast<const float4*>(scales + i);
-          bytes[i] = round_product(v[i], multiplier(p, s.x));
-          bytes[i + 1] = round_product(v[i + 1], multiplier(p, s.y));
-          bytes[i + 2] = round_product(v[i + 2], multiplier(p, s.z));
-          bytes[i + 3] = round_product(v[i + 3], multiplier(p, s.w));
+          v[i] = rounded_product(v[i], multiplier(p, s.x));
+          v[i + 1] = rounded_product(v[i + 1], multiplier(p, s.y));
+          v[i + 2] = rounded_product(v[i + 2], multiplier(p, s.z));
+          v[i + 3] = rounded_product(v[i + 3], multiplier(p, s.w));
         }
       } else {
 #pragma unroll
-        for (int i = 0; i < kRadix; ++i) bytes[i] = round_product(v[i], multiplier(p, scales[i]));
+        for (int i = 0; i < kRadix; ++i) v[i] = rounded_product(v[i], multiplier(p, scales[i]));
       }
       if constexpr (kRadix == 16) {
         if (p.vector_out) {
-          store_bytes<kRadix, true>(out + first, kRadix, bytes);
+          store_rounded<kRadix>(out + first, v);
           continue;
         }
       }
-      store_bytes<kRadix, false>(out + first, kRadix, bytes);
+#pragma unroll
+      for (int i = 0; i < kRadix; ++i) out[first + i] = rounded_byte(v[i]);
     } else {
       Out values[kRadix];
 #pragma unroll
@@ -279,7 +279,7 @@ __device__ __forceinline__ void wide_pass(const float* shared, int order, int lo
       const int at = first + (i << log_stride);
       if constexpr (sizeof(Out) == 1) {
         const float factor = single ? one : multiplier(p, p.scale.data[column + at]);
-        out[at] = static_cast<int8_t>(round_product(v[i], factor) & 0xff);
+        out[at] = rounded_byte(rounded_product(v[i], factor));
       } else {
         out[at] = from_float<Out>(v[i] * p.factor);
       }

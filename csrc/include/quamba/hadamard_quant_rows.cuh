@@ -16,21 +16,21 @@ namespace quamba {
 template <int COUNT>
 __device__ __forceinline__ void write_bytes(const float* v, const HadamardParams& p, float one, int column,
                                             int8_t* out) {
-  uint32_t bytes[COUNT];
+  float rounded[COUNT];
   if (p.scale.stride == 0) {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) bytes[i] = round_product(v[i], one);
+    for (int i = 0; i < COUNT; ++i) rounded[i] = rounded_product(v[i], one);
   } else {
 #pragma unroll
     for (int i = 0; i < COUNT; i += 4) {
       const float4 s = *reinterpret_cast<const float4*>(p.scale.data + column + i);
-      bytes[i] = round_product(v[i], multiplier(p, s.x));
-      bytes[i + 1] = round_product(v[i + 1], multiplier(p, s.y));
-      bytes[i + 2] = round_product(v[i + 2], multiplier(p, s.z));
-      bytes[i + 3] = round_product(v[i + 3], multiplier(p, s.w));
+      rounded[i] = rounded_product(v[i], multiplier(p, s.x));
+      rounded[i + 1] = rounded_product(v[i + 1], multiplier(p, s.y));
+      rounded[i + 2] = rounded_product(v[i + 2], multiplier(p, s.z));
+      rounded[i + 3] = rounded_product(v[i + 3], multiplier(p, s.w));
     }
   }
-  store_bytes<COUNT, true>(out + column, COUNT, bytes);
+  store_rounded<COUNT>(out + column, rounded);
 }
 
 // Four numbers of a row in shared memory.
@@ -49,7 +49,11 @@ struct HadamardRows {
   static constexpr int kThreads = kPower / 4, kWarps = kThreads / 32;
   static constexpr int kWhole = BASE * 4 / 32;  // warps whose threads have runs of their own
   static constexpr int kSharing = kWarps > kWhole ? kWarps - kWhole : kWarps;  // warps for the half
-  static constexpr int kBlocks = BASE == 20 ? 7 : LOG_POWER == 8 ? 10 : 16;    // a multiprocessor
+  static constexpr int kBlocks = BASE == 20 ? 8 : LOG_POWER == 8 ? 10 : 16;    // a multiprocessor
+  // Rows of the numbers, the last ones, that lie where x begins, so that eight blocks have the memory: before these are
+  // written all of x's is read, and before the next x comes they are.
+  static constexpr int kOverlap = BASE == 20 ? 3 : 0;
+  static_assert(kOverlap <= BASE - kWhole * 8, "the rows that the whole warps do not read");
   static_assert(kRuns == 2 || kRuns == 4, "a thread's runs are in registers");
   static_assert(kWarps >= kWhole && BASE * 4 % 32 == 16, "as many warps as have whole runs, and the half");
 
@@ -69,6 +73,7 @@ struct HadamardRows {
 #pragma unroll
       for (int i = 0; i < BASE; ++i) v[i] = to_float(x[i * kPower + 16 * (k ^ odd)]);
       each_base_row(v, [&](int row, float value) {
+        if (kOverlap > 0 && k == 3 && row == BASE - kOverlap) __syncthreads();
         if (k == 0) first[row] = value;
         if (k == 1) second[row] = first[row] - value, first[row] = first[row] + value;
         if (k == 2) third[row] = value;
@@ -147,12 +152,16 @@ struct HadamardRows {
                                                    int8_t* out, Next&& next) {
     columns(x, numbers);
     __syncthreads();
-    next();
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    if (warp < kWhole) runs(numbers, threadIdx.x, p, one, out);
+    if (kOverlap == 0) next();
 #pragma unroll 1
     for (int half = warp - (kWarps - kSharing); half >= 0 && half < 2; half += kSharing)
       shared_runs(numbers, 32 * kWhole + 8 * half + (lane >> 2), p, one, out);
+    if (kOverlap > 0) {
+      __syncthreads();
+      next();
+    }
+    if (warp < kWhole) runs(numbers, threadIdx.x, p, one, out);
   }
 };
 
@@ -160,6 +169,7 @@ struct HadamardRows {
 // every 32nd element of 1024; the upper three on 8 times four neighbours.
 template <int LOG_POWER>
 struct HadamardRows<1, LOG_POWER> {
+  static constexpr int kPower = 1 << LOG_POWER, kOverlap = 0;
   static constexpr int kOrder = 1 << LOG_POWER;
   static constexpr int kThreads = kOrder / 32;
   static constexpr int kBlocks = 1024 / kThreads;
@@ -233,7 +243,8 @@ struct HadamardRows<1, LOG_POWER> {
 // Bytes of shared memory: the numbers of a row, and the next row of x.
 template <int BASE, int LOG_POWER>
 constexpr int hadamard_rows_shared() {
-  return 6 * (BASE << LOG_POWER);
+  using How = HadamardRows<BASE, LOG_POWER>;
+  return 6 * How::kOrder - 4 * How::kOverlap * How::kPower;
 }
 
 // Rows of x at aligned addresses; one scale, or aligned ones.
@@ -245,7 +256,7 @@ __global__ void __launch_bounds__(HadamardRows<BASE, LOG_POWER>::kThreads, Hadam
   static_assert(sizeof(T) == 2 && kPieces % kStep == 0 && kStep % 32 == 0, "a thread's pieces lie alike");
   extern __shared__ float4 shared_fours[];
   float* const numbers = reinterpret_cast<float*>(shared_fours);
-  T* const fetched = reinterpret_cast<T*>(numbers + How::kOrder);
+  T* const fetched = reinterpret_cast<T*>(numbers + How::kOrder - How::kOverlap * How::kPower);
   const int first = 8 * threadIdx.x, first_place = 8 * How::piece(threadIdx.x);
   const auto fetch = [&](int64_t row) {
     if (row < rows) {

@@ -1,0 +1,116 @@
+// linear by pairs of thread blocks: how a tile is cut, and the instructions for clusters and the matrix unit.
+#pragma once
+
+#include <cute/arch/mma_sm90_desc.hpp>
+#include <cute/arch/mma_sm90_gmma.hpp>
+
+#include <utility>
+
+#include "quamba/barrier.cuh"
+
+namespace quamba {
+
+constexpr int kPairStage = 128;  // bytes of K of a stage: a row of the widest swizzle
+constexpr int kPairGroups = 2, kPairGroupThreads = 128;
+constexpr int kPairWorkers = kPairGroups * kPairGroupThreads;
+constexpr int kPairSides = kPairGroupThreads - 32;  // threads beside the warp that copies
+constexpr int kPairThreads = kPairWorkers + kPairGroupThreads;  // registers are dealt out by groups
+
+template <int kColumns>
+struct PairMultiply;
+template <>
+struct PairMultiply<64> {
+  using type = cute::SM90::GMMA::MMA_64x64x32_S32S8S8_SS_TN;
+};
+template <>
+struct PairMultiply<96> {
+  using type = cute::SM90::GMMA::MMA_64x96x32_S32S8S8_SS_TN;
+};
+template <>
+struct PairMultiply<128> {
+  using type = cute::SM90::GMMA::MMA_64x128x32_S32S8S8_SS_TN;
+};
+template <>
+struct PairMultiply<160> {
+  using type = cute::SM90::GMMA::MMA_64x160x32_S32S8S8_SS_TN;
+};
+template <>
+struct PairMultiply<192> {
+  using type = cute::SM90::GMMA::MMA_64x192x32_S32S8S8_SS_TN;
+};
+
+// kHalves: each block of a pair has half of K. kRows: of a tile, half of them a group's.
+template <int ROWS, int COLUMNS, bool HALVES, typename OUT>
+struct PairTile {
+  static constexpr int kRows = ROWS, kColumns = COLUMNS;
+  static constexpr bool kHalves = HALVES, kBytes = sizeof(OUT) == 1;
+  using Out = OUT;
+  using Multiply = typename PairMultiply<kColumns>::type;
+  static constexpr int kDeep = kRows / 128;      // products of 64 rows, a group's
+  static constexpr int kSums = kColumns / 2;     // of a thread, of 64 rows
+  static constexpr int kRun = kBytes ? 32 : 16;  // columns that four threads deal out among each other
+  static constexpr int kRuns = kColumns / kRun;  // of a tile
+  static constexpr int kOwn = kHalves ? kRuns / 2 : kRuns;  // that a block finishes
+  static constexpr int kStage = (kRows + kColumns) * kPairStage;
+  static constexpr int kHanded = kHalves ? kRows * kColumns * 2 : 0;  // bytes that the other block sends
+  static constexpr int kScales = (kBytes ? 12 : 4) * kColumns;
+  static constexpr int kMany = kDeep * kSums > 160 ? 232 : 224;  // registers of a thread that multiplies
+  static constexpr int kFew = 3 * 168 - 2 * kMany;               // of another
+  static constexpr int kLate = 3;  // stages from which on the residual is asked for
+  static constexpr int kFixed = 1024 + kHanded + kScales + 256;
+  static constexpr int kStages = (227 * 1024 - kFixed) / kStage < 8 ? (227 * 1024 - kFixed) / kStage : 8;
+  static constexpr int kShared = kFixed + kStages * kStage;
+  static_assert(kRows % 128 == 0 && kColumns % (kHalves ? 2 * kRun : kRun) == 0 && kStages >= 3, "whole runs");
+  static_assert(!(kHalves && kDeep > 1) && !(kHalves && kBytes), "sums are handed over by 64 rows");
+};
+
+__device__ __forceinline__ uint32_t pair_address(const void* own, uint32_t rank) {
+  uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
+  return address;
+}
+
+// Four numbers for the other thread block, and its barrier that counts their bytes.
+__device__ __forceinline__ void pair_send(uint32_t to, const uint32_t* v, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+               "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(barrier)
+               : "memory");
+}
+
+__device__ __forceinline__ void pair_arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ __forceinline__ void pair_wait(uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}\n" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+__device__ __forceinline__ void pair_arrives() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ __forceinline__ void pair_waits() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Rows of 128 bytes in shared memory, eight to a pattern of the swizzle, as the matrix unit is told them: `place` in 16
+// bytes.
+__device__ __forceinline__ uint64_t pair_operand(uint32_t place) {
+  cute::GmmaDescriptor operand;
+  operand.bitfield.leading_byte_offset_ = 1;
+  operand.bitfield.stride_byte_offset_ = 8 * kPairStage >> 4;
+  operand.bitfield.layout_type_ = 1;
+  operand.reg32_[0] += place;
+  return operand.desc_;
+}
+
+template <typename Multiply, int COUNT, std::size_t... I>
+__device__ __forceinline__ void pair_multiply(uint64_t x, uint64_t weight, uint32_t (&sum)[COUNT], bool first,
+                                              std::index_sequence<I...>) {
+  Multiply::fma(x, weight, sum[I]..., first ? cute::SM90::GMMA::ScaleOut::Zero : cute::SM90::GMMA::ScaleOut::One);
+}
+
+}  // namespace quamba
