@@ -12,6 +12,7 @@ from quamba.errors import QuambaError
 from quamba.nn.config import BlockConfig, MixerState, traceable
 from quamba.nn.linear import QuantizedLinear
 from quamba.nn.route import Route
+from quamba.nn.whole_block import whole_block_arguments
 from quamba.ops.mixers_step import most_tokens, served
 from quamba.recipe import BlockFormat, QuantSpec
 
@@ -163,51 +164,11 @@ class QuantizedMixer(nn.Module):
         if self.ready and self.A.is_cuda:
             # The type that the step of the scan for many sequences is compiled for.
             self.scan_vectors = (self.dt_bias.to(torch.float32), self.D.to(torch.float32))
-        route, c = self.route, self.config
-        if not (self.ready and route.one_step):
+        if not (self.ready and self.route.one_step):
             return
-        learned = c.dbc_norm == "learned"
-
-        # The kernels read float32: converted here, not in every call.
-        def wide(vector: Tensor | None) -> Tensor | None:
-            return None if vector is None else vector.to(torch.float32)
-
-        block = (
-            self.norm_weight,
-            c.norm_eps,
-            self.u_scale,
-            self.in_proj.qweight,
-            self.in_proj.weight_scale,
-            wide(self.in_proj.bias),
-            self.xz_scale,
-            self.conv_qweight,
-            self.conv_weight_scale,
-            wide(self.conv_bias) if c.conv_bias else None,
-            self.x_scale,
-            self.x_proj.qweight,
-            self.x_proj.weight_scale,
-            self.x_unit_scale if route.channel_x else self.x_scale,
-            self.x_scan_scale if route.smooth_g else self.x_scale,
-            wide(self.d_norm_weight) if learned else None,
-            wide(self.B_norm_weight) if learned else None,
-            wide(self.C_norm_weight) if learned else None,
-            None if c.dbc_norm == "none" else c.dbc_eps,
-            self.dbc_scale,
-            self.dt_proj.qweight,
-            self.dt_proj.weight_scale,
-            self.dt_scale if route.static_dt else None,
-            wide(self.dt_bias),
-            self.A,
-            wide(self.D),
-            route.rotate_g,
-            self.g_scale,
-            self.out_proj.qweight,
-            self.out_proj.weight_scale,
-            wide(self.out_proj.bias),
-            c.residual,
-        )
+        block, c = whole_block_arguments(self), self.config
         sizes = {"d_model": c.d_model, "d_inner": c.d_inner, "d_state": c.d_state, "dt_rank": c.dt_rank}
-        if served(self.A.device, **sizes, rotate=route.rotate_g):
+        if served(self.A.device, **sizes, rotate=self.route.rotate_g):
             self.step_arguments = block
         self.block = ops.Block(*block)
 
