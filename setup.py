@@ -73,6 +73,9 @@ def units() -> list[Unit]:
         result.append(Unit("selective_scan_relay.cu", f"selective_scan_relay_{groups}", defines))
     paired = ("-DQUAMBA_GROUPS=3", "-DQUAMBA_BLOCKS=2")  # two blocks that share their memory: Hopper's
     result.append(Unit("selective_scan_relay.cu", "selective_scan_relay_3_2", paired, only="90a"))
+    for groups in (3, 4, 5):
+        halves = (f"-DQUAMBA_GROUPS={groups}",)
+        result.append(Unit("selective_scan_halves.cu", f"selective_scan_halves_{groups}", halves, only="90a"))
     for base in (0, 1, 12, 20, 28, 36, 44, 52, 60):
         result.append(Unit("hadamard_quant_kernel.cu", f"hadamard_quant_{base}", (f"-DQUAMBA_BASE={base}",)))
     # Needs the asynchronous copies of Hopper; elsewhere a step takes the single ops.

@@ -1,5 +1,5 @@
 // The instantiations of the scan, one translation unit each (selective_scan_kernel.cu, selective_scan_chunks.cu,
-// selective_scan_relay.cu), as the dispatcher sees them.
+// selective_scan_relay.cu, selective_scan_halves.cu), as the dispatcher sees them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,5 +20,9 @@ cudaError_t launch_selective_scan_chunks(const ScanParams& p, cudaStream_t strea
 // kRelayGroups, shared by BLOCKS, of which two are there for kPairedGroups on Hopper alone.
 template <int GROUPS, int BLOCKS>
 cudaError_t launch_selective_scan_relay(const ScanParams& p, cudaStream_t stream);
+
+// As the one before, on Hopper; GROUPS of sixteen channels to two blocks, kHalvesFewest to kHalvesGroups.
+template <int GROUPS>
+cudaError_t launch_selective_scan_halves(const ScanParams& p, cudaStream_t stream);
 
 }  // namespace quamba

@@ -144,7 +144,10 @@ def test_every_number_of_lanes(lanes) -> None:
 
 
 # Warps that hand each other the states: pieces of 16 steps, chunks of 64, blocks of one to five groups of 8 channels.
-@pytest.mark.parametrize(("batch", "length", "channels"), [(1, 512, 8), (2, 577, 24), (1, 1151, 1536), (1, 783, 5128)])
+RELAY_SHAPES = [(1, 512, 8), (2, 577, 24), (1, 1151, 1536), (1, 783, 5128), (1, 1027, 5128)]
+
+
+@pytest.mark.parametrize(("batch", "length", "channels"), RELAY_SHAPES)
 @pytest.mark.parametrize("out", [torch.int8, *FLOATS])
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_relay(batch, length, channels, out, per_channel) -> None:
@@ -177,8 +180,8 @@ def test_relay_with_a_turned_state() -> None:
     torch.testing.assert_close(turned, start)
 
 
-# 3x2: three groups that two blocks share, on Hopper; elsewhere another kernel.
-@pytest.mark.parametrize("groups", ["0", "1", "2", "3", "4", "5", "3x2"])
+# 3x2: three groups that two blocks share; 3h to 5h: of 16 channels, two lanes each; on Hopper, elsewhere another kernel
+@pytest.mark.parametrize("groups", ["0", "1", "2", "3", "4", "5", "3x2", "3h", "4h", "5h"])
 def test_every_number_of_groups(groups) -> None:
     environment = {**os.environ, "QUAMBA_SCAN_RELAY": groups}
     code = "from tests.cuda.test_selective_scan import arguments, run, state_for; import torch; torch.manual_seed(0)\n"

@@ -1,4 +1,5 @@
-// Where selective_scan_relay keeps what in shared memory, and how its warps hand each other a state.
+// Where selective_scan_relay keeps what in shared memory, and how its warps, and those of selective_scan_halves, hand
+// each other a state.
 #pragma once
 
 #include "quamba/launch.cuh"
@@ -114,6 +115,36 @@ __device__ __forceinline__ void hand_on_away(const uint64_t* word, int rank, flo
 #endif
 }
 
+// The same place in the shared memory of another block of a cluster. On Hopper.
+template <typename T>
+__device__ __forceinline__ T* in_block(T* place, int rank) {
+  uint64_t there = 0;
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(place), "r"(rank));
+#endif
+  return reinterpret_cast<T*>(there);
+}
+
+// hand_on() to a place that may be in_block(): one instruction for both.
+__device__ __forceinline__ void hand_on_anywhere(uint64_t* word, float state, unsigned piece) {
+  const uint64_t value = static_cast<uint64_t>(piece) << 32 | __float_as_uint(state);
+  asm volatile("st.volatile.b64 [%0], %1;" ::"l"(word), "l"(value));
+}
+
+// The first part of words_are_ready() in two: what the threads of a block wrote before they met is there when one of
+// them calls show_to_cluster() before all arrive. Each thread by itself would wait for its copies from memory, too.
+__device__ __forceinline__ void show_to_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.acq_rel.cluster;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void arrive_in_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
 // A barrier of a cluster's blocks in two parts: what a block writes to its words before the first is there when another
 // block's threads have passed the second. The threads of a block have not met by that. On Hopper.
 __device__ __forceinline__ void words_are_ready() {
@@ -175,6 +206,19 @@ __device__ __forceinline__ void write_results(const RelayRows& rows, int t, cons
 
 // A small integer as float, without the conversion unit.
 __device__ __forceinline__ float small_to_float(int v) { return __uint_as_float(0x4b400000u + v) - 12582912.0f; }
+
+// As from 32 bits: from 8 or 16 the conversion is that of the special-function unit.
+__device__ __forceinline__ float word_to_float(int v) {
+  asm("" : "+r"(v));
+  return static_cast<float>(v);
+}
+
+// exp2_approx() that keeps its place among others and the looks at words.
+__device__ __forceinline__ float exp2_in_order(float v) {
+  float r;
+  asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
 
 template <int COUNT>
 __device__ __forceinline__ void load_quads(const float* from, float (&v)[COUNT]) {
