@@ -226,18 +226,26 @@ void launch(StackParams* params, const std::vector<Block>& blocks, size_t first,
     b.ssm_state += token * p->f.ssm_batch;
   }
   const int64_t sums = p->f.rank + 2 * p->f.states, tokens = p->tokens;
-  const int64_t dbc = p->blocks * sums * (many ? 4 * divide_up(p->tokens, 8) : kSumSpread * tokens);
-  const int64_t residual = kStackTurns * tokens * (many ? round_up(p->grid, 4) : p->f.model);
-  const int64_t g = kStackTurns * tokens * p->f.inner, bytes = tokens * std::max(p->f.model, p->f.inner);
-  constexpr int kCounters = 2 * 4 * kCounterSpread;
-  const int64_t zeroed = kCounters + 8 * (dbc + dbc % 2) + 4 * (residual + g);
+  const int64_t dbc = many ? 0 : p->blocks * sums * kSumSpread * tokens;
+  const int64_t residual = kStackTurns * tokens * p->f.model;
+  const int64_t g = kStackTurns * tokens * p->f.inner;
+  // What is for all as bytes; for many sequences that is zero until it is there, and so are the sums of W_x.
+  const int64_t u_bytes = many_bytes(divide_up(p->tokens, 8), p->f.model);
+  const int64_t g_bytes = many_bytes(divide_up(p->tokens, 8), p->f.inner);
+  const int64_t parts = many ? int64_t{4} * p->grid * p->grid * p->over_quads.by : 0;
+  const int64_t words = many ? kStackTurns * (u_bytes + g_bytes + 16 * many_quads(*p)) + 4 * parts : 0;
+  const int64_t bytes = many ? 0 : tokens * std::max(p->f.model, p->f.inner);
+  constexpr int kCounters = 3 * 4 * kCounterSpread;
+  const int64_t zeroed = kCounters + 8 * (dbc + dbc % 2) + 4 * (residual + g) + words;
   const Tensor space = empty(like, {zeroed + bytes}, ScalarType::Char);
   char* const memory = static_cast<char*>(space.data_ptr());
   p->counter = reinterpret_cast<unsigned*>(memory);
   p->dbc = reinterpret_cast<unsigned long long*>(memory + kCounters);
-  p->residual = p->squares = reinterpret_cast<unsigned*>(p->dbc + dbc + dbc % 2);
+  p->residual = reinterpret_cast<unsigned*>(p->dbc + dbc + dbc % 2);
   p->g = p->residual + residual;
   p->bytes = reinterpret_cast<int8_t*>(p->g + g);
+  p->u_words = p->g + g, p->g_words = p->u_words + kStackTurns * u_bytes / 4;
+  p->sums = p->g_words + kStackTurns * g_bytes / 4, p->parts_of_sums = p->sums + kStackTurns * 4 * many_quads(*p);
   cudaError_t error = cudaMemsetAsync(memory, 0, zeroed, stream);
   if (error == cudaSuccess)
     error = with_base(p->base, [&](auto base) {
@@ -295,8 +303,10 @@ Tensor mixers_step(const Tensor& hidden, const std::vector<OptionalTensor>& tens
     } else {
       plan_stack<false>(&p, aligned_to, tokens, processors, shared);
     }
-    p.flight = plan_flight(p.s, environment("QUAMBA_STEP_FLIGHT", 49152));
-    p.pace = static_cast<unsigned>(environment("QUAMBA_STEP_PACE", p.s.slot_bytes / kStackBytesACycle));
+    p.flight = plan_flight(p.s, environment("QUAMBA_STEP_FLIGHT", 49152), many ? 1 : kTeams);
+    const int pace = p.s.slot_bytes / (many ? kManyBytesACycle : kStackBytesACycle);
+    p.pace = static_cast<unsigned>(environment("QUAMBA_STEP_PACE", pace));
+    p.slow_pace = static_cast<unsigned>(environment("QUAMBA_STEP_SLOW_PACE", p.s.slot_bytes / kManyBytesACycleSlow));
     // A later launch reads the whole row of what an earlier one wrote, so that it cannot write to the same place.
     Tensor result = end < count ? empty(hidden, {batch, model}, out_dtype) : out;
     const int64_t most = p.tokens;

@@ -1,4 +1,4 @@
-// The kernel of mixers_step for many sequences, for one base matrix of the transform; compiled once for each in setup.py.
+// The kernel of mixers_step for many sequences and one base matrix of the transform; compiled once for each in setup.py.
 #include "mixers_step_kernel.h"
 
 #include "quamba/mixers_step_many_kernel.cuh"
@@ -35,7 +35,7 @@ cudaError_t launch_groups(const StackParams& p, cudaStream_t stream) {
 
 template <int BASE>
 cudaError_t launch_mixers_step_many(const StackParams& p, cudaStream_t stream) {
-  if constexpr (BASE > 1)
+  if constexpr (BASE > 0)
     if (p.plan.cluster > 1) return launch_groups<BASE, true>(p, stream);
   return launch_groups<BASE, false>(p, stream);
 }
@@ -43,7 +43,7 @@ cudaError_t launch_mixers_step_many(const StackParams& p, cudaStream_t stream) {
 template <int BASE>
 cudaError_t mixers_step_many_room(const StackParams& p, int* room) {
   *room = 0;
-  if constexpr (BASE > 1) return launch<BASE, true, 2>(p, nullptr, room);
+  if constexpr (BASE > 0) return launch<BASE, true, 2>(p, nullptr, room);
   return cudaSuccess;
 }
 

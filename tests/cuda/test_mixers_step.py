@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quamba import ops
 from quamba.ops.mixers_step import served
-from tests.ops.test_mixer_step import arguments, assert_same_step
+from tests.ops.test_mixer_step import NAMES, arguments, assert_same_step
 from tests.ops.test_mixers_step import KINDS, run, stack
 
 SHAPE = {"model": 64, "inner": 128, "size": 16, "rank": 4}
@@ -105,6 +105,19 @@ def test_many_sequences_equal_the_reference(name: str) -> None:
 
 
 @torch.no_grad()
+def test_bytes_that_look_as_if_they_were_not_there() -> None:
+    # kThere of csrc/include/quamba/mixers_step_tags.cuh: the kernel for many waits for words that are another one.
+    bytes_ = torch.tensor([0x35CA6B92], dtype=torch.int64).to(torch.int32).view(torch.int8).float()
+    args = arguments(**SHAPE, batch=13)
+    hidden, norm_weight = NAMES.index("hidden"), NAMES.index("norm_weight")
+    args[hidden] = torch.ones_like(args[hidden])
+    args[norm_weight] = (args[NAMES.index("u_scale")] * bytes_).repeat(SHAPE["model"] // 4).to(args[norm_weight].dtype)
+    with ops.reference():
+        expected = stepped(args)
+    assert_same_step(back(stepped(moved(args))), expected)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 9, 16, 33])
 @pytest.mark.parametrize("same", [True, False])
 def test_a_stack_equals_its_blocks(batch: int, same: bool) -> None:
@@ -120,7 +133,7 @@ def test_a_stack_equals_its_blocks(batch: int, same: bool) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("batch", [1, 2, 16])
+@pytest.mark.parametrize("batch", [1, 2, 5, 16])
 @pytest.mark.parametrize("cluster", ["2", "4"])
 @pytest.mark.parametrize("inner", [1024, 1536, 3072, 5120])
 def test_clusters_that_share_a_transform(inner: int, cluster: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:

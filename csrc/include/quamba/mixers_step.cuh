@@ -17,6 +17,9 @@ constexpr int kStackSlots = 24;         // of the ring, at most
 constexpr int kStackWidth = 8192;       // of the model, at most
 constexpr int kStackSharedWidth = 4096;  // of D: from it on sharing the transform of g costs less than it saves
 constexpr int kStackBytesACycle = 12;    // of weights that a multiprocessor asks for: what it needs, and no bursts
+// The same for many sequences, whose ring is shorter; and while thread blocks wait for each other, with one slot under way:
+// a memory that is busy makes them wait three times as long.
+constexpr int kManyBytesACycle = 15, kManyBytesACycleSlow = 7;
 constexpr int kStackHadamards[] = {1, 12, 20};  // orders of the base matrix that the kernel has
 
 // What is copied to shared memory for each block. First what has one number a channel of D: these lie together, channel
@@ -83,6 +86,7 @@ struct StackShared {
   StackCopy copy[kStagedFields];
   // Of the kernel for many sequences (mixers_step_many.cuh):
   int items, x, d, bc, gathered;
+  int piece_columns[2];  // of the pieces that rows of W_in and of W_out's part are cut into, but the last
   int x_pitch, d_pitch;  // bytes from a sequence's row to the next one's
 };
 
@@ -104,12 +108,14 @@ struct StackPlan {
   int channels, rows;  // of D, of E, a thread block
   int flight;          // slots of the ring that are under way at a time, at most
   unsigned pace;       // cycles from one slot's request to the next one's, at least
+  unsigned slow_pace;  // the same for many sequences, while thread blocks wait for each other
   int cluster;         // thread blocks that share a transform of g: 1, 2 or 4
   int parts;           // of W_out along K, one for each thread block of a cluster
   // The transform of g: order = power * base.
   int power, log_power, base;  // base 0: none
   float factor;
-  StackDivisor over_sums;  // R + 2 N
+  StackDivisor over_sums;   // R + 2 N
+  StackDivisor over_quads;  // for many sequences: fours of W_x's sums that a thread block adds up
   const void* hidden;
   int64_t hidden_row;
   void* out;
@@ -122,7 +128,11 @@ struct StackPlan {
   unsigned* residual;            // (kStackTurns, tokens, E): the residual stream between blocks
   unsigned* g;                   // (kStackTurns, tokens, D)
   int8_t* bytes;                 // (tokens, max(D, E)), u or g
-  unsigned* squares;             // (kStackTurns, tokens, grid), for many sequences in place of the residual stream
+  // For many sequences in place of these, (kStackTurns) of u and of g at many_place, turned with kThere:
+  // a word of them that is zero is not there yet, or, seldom, what it should be.
+  unsigned *u_words, *g_words;
+  unsigned* parts_of_sums;  // of W_x: (grid, grid, quads of a thread block, 4): for which, from which
+  unsigned* sums;           // (kStackTurns, quads, 4)
 };
 
 struct StackParams {
@@ -144,6 +154,8 @@ __host__ __device__ constexpr int many_pitch(int groups) { return 8 * groups + 4
 constexpr int kCounterSpread = 32;   // words from one of two counters of thread blocks to the other one
 constexpr int kTeams = 2;            // of workers; each takes a slot at a time
 constexpr int kTileWeightRows = 16;  // of a weight, in a slot of the ring
+constexpr int kManyTileRows = 8;     // the same for many sequences
+constexpr int kManyPieceColumns = 2560;  // of a row there, at most: five times 32 for each of sixteen warps
 constexpr int kSlotColumns = 2560;   // of a weight, in a slot, at most: short copies are slow
 
 __host__ __device__ constexpr int divide_up(int a, int b) { return (a + b - 1) / b; }
@@ -152,6 +164,17 @@ __host__ __device__ constexpr int round_up(int a, int b) { return divide_up(a, b
 // Bytes from row to row of an operand with `columns` columns: eight rows read 16 bytes at a time hit all banks.
 __host__ __device__ constexpr int operand_pitch(int columns) {
   return round_up(columns, 64) + (round_up(columns, 64) % 128 == 0 ? 64 : 0);
+}
+
+// The same for many sequences, whose slots are read 8 bytes at a time, four rows of 32.
+__host__ __device__ constexpr int many_slot_pitch(int columns) {
+  return round_up(columns, 32) + (round_up(columns, 32) % 64 == 0 ? 32 : 0);
+}
+
+// Bytes for all, by groups of eight sequences: as the lanes of a matrix instruction have them, 32 columns at a time.
+__host__ __device__ constexpr int many_bytes(int groups, int columns) { return round_up(columns, 32) * 8 * groups; }
+__host__ __device__ constexpr int many_place(int groups, int m, int column) {
+  return column / 32 * 256 * groups + (m % 8 * 4 + column % 32 / 8) * 8 * groups + m / 8 * 8 + column % 8;
 }
 
 // Columns of a slot, where a row is cut evenly into as few pieces of at most `most` as there can be.

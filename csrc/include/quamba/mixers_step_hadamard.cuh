@@ -44,30 +44,30 @@ __device__ __forceinline__ void multiply_base(const float* signs, const float (&
 
 // The base matrix across the rows of the (base, power) matrix, in place. The worker of a column has it in registers;
 // where there are more workers than columns, several have the same one and compute some of its rows each.
-template <int BASE>
+template <int BASE, int WORKERS = kStackWorkers>
 __device__ __forceinline__ void rotate_base(const float* signs, int log_power, float* shared) {
-  const int power = 1 << log_power, parts = max(1, kStackWorkers >> log_power), pitch = padded_index(power);
+  const int power = 1 << log_power, parts = max(1, WORKERS >> log_power), pitch = padded_index(power);
   const int part = parts > 1 ? threadIdx.x >> log_power : 0;
 #pragma unroll 1
-  for (int column = threadIdx.x - part * power; column < power; column += kStackWorkers) {
+  for (int column = threadIdx.x - part * power; column < power; column += WORKERS) {
     float* const at = shared + padded_index(column);
     float v[BASE];
 #pragma unroll
     for (int i = 0; i < BASE; ++i) v[i] = at[i * pitch];
-    if (parts > 1) team_sync();
+    if (parts > 1) team_sync<WORKERS>();
     multiply_base<BASE>(signs, v, part, parts, BASE, [&](int row, float sum) { at[row * pitch] = sum; });
   }
-  team_sync();
+  team_sync<WORKERS>();
 }
 
 // LOG_RADIX butterfly stages at strides 2^log_stride and up, in place.
-template <int LOG_RADIX>
+template <int LOG_RADIX, int WORKERS>
 __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_stride) {
   constexpr int kRadix = 1 << LOG_RADIX;
   // From one of a worker's numbers to the next, in padded_index: the stride is a multiple of sixteen.
   const int step = padded_index(1 << log_stride);
 #pragma unroll 1
-  for (int u = threadIdx.x; u < order >> LOG_RADIX; u += kStackWorkers) {
+  for (int u = threadIdx.x; u < order >> LOG_RADIX; u += WORKERS) {
     const int low = u & ((1 << log_stride) - 1), first = ((u >> log_stride) << (log_stride + LOG_RADIX)) + low;
     float* const at = shared + padded_index(first);
     float v[kRadix];
@@ -77,17 +77,17 @@ __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_
 #pragma unroll
     for (int i = 0; i < kRadix; ++i) at[i * step] = v[i];
   }
-  team_sync();
+  team_sync<WORKERS>();
 }
 
 // The last four stages, and the bytes: with CLUSTER, to the same place of `cluster` thread blocks, or where that is 0 to
-// one that all know. A worker has eight numbers, its neighbour the other eight of sixteen.
-template <bool CLUSTER>
+// one that all know, with many workers as words for all. A worker has eight numbers, its neighbour the other eight of sixteen.
+template <bool CLUSTER, int WORKERS>
 __device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int cluster,
-                                            uint64_t* rounded, int8_t* out) {
+                                            uint64_t* rounded, int8_t* out, int first, int many_groups) {
   const float reciprocal = reciprocal_approx(scale), sign = threadIdx.x & 1 ? -1.0f : 1.0f;
 #pragma unroll 1
-  for (int u0 = threadIdx.x & ~31; u0 < order / 8; u0 += kStackWorkers) {
+  for (int u0 = threadIdx.x & ~31; u0 < order / 8; u0 += WORKERS) {
     const int u = u0 + (threadIdx.x & 31);
     const bool live = u < order / 8;
     const float* const at = shared + (live ? padded_index(8 * u) : 0);
@@ -102,11 +102,13 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
       bytes[i] = round_to_byte(divide(turned * factor, scale, reciprocal));
     }
     if (live) {
-      if (!CLUSTER || cluster == 0) {
+      const uint2 words = make_uint2(pack_bytes(bytes[0], bytes[1], bytes[2], bytes[3]),
+                                     pack_bytes(bytes[4], bytes[5], bytes[6], bytes[7]));
+      if constexpr (WORKERS > kStackWorkers) {
+        publish_two(out + many_place(many_groups, 0, first + 8 * u), make_uint2(words.x ^ kThere, words.y ^ kThere));
+      } else if (!CLUSTER || cluster == 0) {
         store_bytes<8, true>(out + 8 * u, 8, bytes);
       } else {
-        const uint2 words = make_uint2(pack_bytes(bytes[0], bytes[1], bytes[2], bytes[3]),
-                                       pack_bytes(bytes[4], bytes[5], bytes[6], bytes[7]));
 #pragma unroll 1
         for (int rank = 0; rank < cluster; ++rank)
           send(remote_address(out + 8 * u, rank), words, remote_address(rounded, rank));
@@ -116,40 +118,40 @@ __device__ __forceinline__ void rotate_last(const float* shared, int order, floa
 }
 
 // The stages after the base matrix, and the bytes: of `order` numbers, some rows of the (base, power) matrix.
-template <bool CLUSTER>
+template <bool CLUSTER, int WORKERS>
 __device__ __forceinline__ void rotate_rows(const StackPlan& p, float scale, int order, int cluster, uint64_t* rounded,
-                                            float* shared, int8_t* out) {
+                                            float* shared, int8_t* out, int first = 0, int many_groups = 0) {
 #pragma unroll 1
   for (int done = p.log_power; done > 4;) {
     const int stages = (done - 4) % 4 ? (done - 4) % 4 : 4;
     done -= stages;
     switch (stages) {
       case 1:
-        rotate_middle<1>(shared, order, done);
+        rotate_middle<1, WORKERS>(shared, order, done);
         break;
       case 2:
-        rotate_middle<2>(shared, order, done);
+        rotate_middle<2, WORKERS>(shared, order, done);
         break;
       case 3:
-        rotate_middle<3>(shared, order, done);
+        rotate_middle<3, WORKERS>(shared, order, done);
         break;
       default:
-        rotate_middle<4>(shared, order, done);
+        rotate_middle<4, WORKERS>(shared, order, done);
     }
   }
-  rotate_last<CLUSTER>(shared, order, p.factor, scale, cluster, rounded, out);
+  rotate_last<CLUSTER, WORKERS>(shared, order, p.factor, scale, cluster, rounded, out, first, many_groups);
 }
 
 // Columns [first, first + columns) of the (base, power) matrix of published numbers, to their places in `shared`.
-template <int BASE>
+template <int BASE, int WORKERS = kStackWorkers>
 __device__ __forceinline__ void fetch_columns(const unsigned* from, int log_power, int first, int log_columns,
                                               float* shared) {
   constexpr int kBatch = 2;
-  // A worker's second four are some whole rows below its first: there are 4 * 256 numbers between.
-  const int count = BASE << log_columns, next = 4 * kStackWorkers >> log_columns << log_power;
+  // A worker's second four are some whole rows below its first: there are 4 * WORKERS numbers between.
+  const int count = BASE << log_columns, next = 4 * WORKERS >> log_columns << log_power;
 #pragma unroll 1
-  for (int i = 4 * threadIdx.x; i < count; i += kBatch * 4 * kStackWorkers) {
-    const int fours = divide_up(count - i, 4 * kStackWorkers);
+  for (int i = 4 * threadIdx.x; i < count; i += kBatch * 4 * WORKERS) {
+    const int fours = divide_up(count - i, 4 * WORKERS);
     const int place = (i >> log_columns << log_power) + first + (i & ((1 << log_columns) - 1));
     uint4 words[kBatch];
     await<kBatch>(from + place, next, fours, words);
@@ -163,17 +165,17 @@ __device__ __forceinline__ void fetch_columns(const unsigned* from, int log_powe
 // them by the base matrix, then each has some rows. Their bytes go to the shared memory of all, where they are once
 // `rounded` was passed, or with `global` to where `out` is for all; then the next row may follow after the cluster has met.
 // `turned` changes its phase once a call, `rounded` where it is used.
-template <int BASE>
+template <int BASE, int WORKERS = kStackWorkers>
 __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned* g, const float* signs, float scale,
                                               StackBarriers& barriers, int parity, bool global, float* shared,
-                                              int8_t* out) {
+                                              int8_t* out, int many_groups = 0) {
   const int cluster = p.cluster, log_cluster = cluster >> 1, rank = blockIdx.x & (cluster - 1);
   const int log_columns = p.log_power - log_cluster, first_column = rank << log_columns;
   const int pitch = padded_index(p.power), rows = BASE >> log_cluster;
-  fetch_columns<BASE>(g, p.log_power, first_column, log_columns, shared);
-  team_sync();
-  // A worker has a column, and computes some of the rows of one thread block: there are 256 / power workers for these.
-  const int part = threadIdx.x >> log_columns, owner = part & (cluster - 1), parts = kStackWorkers >> p.log_power;
+  fetch_columns<BASE, WORKERS>(g, p.log_power, first_column, log_columns, shared);
+  team_sync<WORKERS>();
+  // A worker has a column, and computes some of the rows of one thread block: WORKERS / power of them share these.
+  const int part = threadIdx.x >> log_columns, owner = part & (cluster - 1), parts = WORKERS >> p.log_power;
   float* const at = shared + padded_index(first_column + (threadIdx.x & ((1 << log_columns) - 1)));
   float v[BASE];
 #pragma unroll
@@ -183,23 +185,24 @@ __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned
     barrier_expect(&barriers.turned, 4 * rows << p.log_power);
     if (!global) barrier_expect(&barriers.rounded, p.f.inner);
   }
-  team_sync();
+  team_sync<WORKERS>();
   const uint32_t to = remote_address(at, owner), turned = remote_address(&barriers.turned, owner);
   multiply_base<BASE>(signs, v, owner * rows + (part >> log_cluster), parts, (owner + 1) * rows,
                       [&](int row, float sum) { send(to + 4 * row * pitch, __float_as_uint(sum), turned); });
   barrier_wait(&barriers.turned, parity);
   const int first = rank * rows;
-  rotate_rows<true>(p, scale, rows * p.power, global ? 0 : cluster, &barriers.rounded, shared + first * pitch, out + first * p.power);
+  rotate_rows<true, WORKERS>(p, scale, rows * p.power, global ? 0 : cluster, &barriers.rounded, shared + first * pitch,
+                             many_groups > 0 ? out : out + first * p.power, first * p.power, many_groups);
 }
 
 // A row of g that fetch_row left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
 // bytes.
-template <int BASE>
+template <int BASE, int WORKERS = kStackWorkers>
 __device__ __forceinline__ void rotate_row(const StackPlan& p, const float* signs, float scale, float* shared,
-                                           int8_t* out) {
-  team_sync();
-  if constexpr (BASE > 1) rotate_base<BASE>(signs, p.log_power, shared);
-  rotate_rows<false>(p, scale, p.f.inner, 0, nullptr, shared, out);
+                                           int8_t* out, int many_groups = 0) {
+  team_sync<WORKERS>();
+  if constexpr (BASE > 1) rotate_base<BASE, WORKERS>(signs, p.log_power, shared);
+  rotate_rows<false, WORKERS>(p, scale, p.f.inner, 0, nullptr, shared, out, 0, many_groups);
 }
 
 }  // namespace quamba

@@ -1,38 +1,55 @@
 // mixers_step for many sequences: what is divided otherwise than for few. More workers; matrix instructions for W_x and
-// W_dt, too; the norm by all thread blocks, each its rows of E, with sums of squares as what they exchange; W_out cut along
-// K within a cluster, so that each thread block fetches only a part of the transformed g.
+// W_dt, too; W_out cut along K within a cluster, so that each thread block fetches only a part of the transformed g; of u
+// and g a warp has its columns in registers for all rows of a weight. Bytes for all come as words that are zero until
+// they are there.
 #pragma once
 
 #include "quamba/mixers_step_hadamard.cuh"
+#include "quamba/mixers_step_many_stream.cuh"
 #include "quamba/mixers_step_product.cuh"
 
 namespace quamba {
 
-constexpr int kManyWorkers = 512, kManyWarps = kManyWorkers / 32, kManyTeamWarps = kManyWarps / kTeams;
+constexpr int kManyWorkers = kStackManyWorkers, kManyWarps = kManyWorkers / 32;
 constexpr int kManyThreads = kManyWorkers + kStackStagers + 32 * kStackStreams;
+constexpr int kManyTries = 20;  // of a warp to find words, before it waits for those who wrote them
+constexpr int kManySteps = kManyPieceColumns / 32 / kManyWarps;  // of 32 columns, of a warp
 
-// Where in a row of a product's sums that of sequence m is: so the lanes of a matrix instruction add to distinct banks.
-__device__ __forceinline__ int sum_column(int m) { return (m & ~7) + (m & 1) * 4 + (m >> 1 & 3); }
+__device__ __forceinline__ void many_sync() { team_sync<kManyWorkers>(); }
 
-__device__ __forceinline__ void many_sync() { asm volatile("bar.sync 2, %0;" ::"n"(kManyWorkers) : "memory"); }
-
-// The workers of all thread blocks meet: what any wrote before arriving is there for all after waiting.
+// Meetings of all thread blocks. Each of these is for the workers of a thread block.
 class ManyGrid {
  public:
   __device__ explicit ManyGrid(const StackPlan& p) : counter_(p.counter), grid_(p.grid) {}
-  __device__ void meet() {
-    goal_ += grid_;
-    many_sync();
-    if (threadIdx.x == 0) meet_grid(counter_, goal_);
-    many_sync();
-  }
-  // The same without what they wrote: it is on its way. Who waits for numbers themselves waits here first, as a thread that
-  // asks for one number is less in its way than all that ask for all of them.
-  __device__ void meet_early() {
+
+  // All arrive, without order: what they wrote is on its way. Who waits for words themselves waits here first, as one thread
+  // that asks for one number is less in their way than all that ask for all.
+  __device__ __forceinline__ void meet_early() {
+    unsigned* const counter = counter_ + 2 * kCounterSpread;
     early_goal_ += grid_;
     many_sync();
-    if (threadIdx.x == 0) meet_grid_early(counter_ + kCounterSpread, early_goal_);
+    if (threadIdx.x == 0) {
+      arrive_early(counter);
+      wait_early(counter, early_goal_);
+    }
     many_sync();
+  }
+  // This thread block has written words for all.
+  __device__ __forceinline__ void tell() {
+    many_sync();
+    if (threadIdx.x == 0) arrive_early(counter_);
+    if (threadIdx.x == kManyWorkers - 32) arrive_behind(counter_ + kCounterSpread);
+  }
+  // Waits for so many to have done so. Their words may still be on their way: a thread that finds none waits for those
+  // with sure().
+  __device__ __forceinline__ void wait(int arrivals) {
+    goal_ += arrivals;
+    if (threadIdx.x == 0) wait_early(counter_, goal_);
+    many_sync();
+  }
+  __device__ __forceinline__ void sure() const {
+    if ((threadIdx.x & 31) == 0) wait_behind(counter_ + kCounterSpread, goal_);
+    __syncwarp();
   }
 
  private:
@@ -40,127 +57,85 @@ class ManyGrid {
   unsigned goal_ = 0, early_goal_ = 0, grid_;
 };
 
-// The sum of `count` published numbers, by a warp, in an order that does not depend on when they come.
-__device__ __forceinline__ float sum_published(const unsigned* from, int count) {
-  constexpr int kBatch = 4;
-  const int lane = threadIdx.x & 31;
-  float sum = 0.0f;
-#pragma unroll 1
-  for (int i0 = lane; i0 < count; i0 += 32 * kBatch) {
-    unsigned words[kBatch], missing = 0;
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) words[u] = 0, missing |= i0 + 32 * u < count ? 1u << u : 0;
-#pragma unroll 1
-    while (missing != 0) {
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u)
-        if (missing >> u & 1) words[u] = load_published_one(from + i0 + 32 * u);
-      unsigned found = 0;
-#pragma unroll
-      for (int u = 0; u < kBatch; ++u) found |= words[u] != 0 ? 1u << u : 0;
-      missing &= ~found;
-    }
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) sum += __uint_as_float(words[u]);
-  }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-  return sum;
-}
-
-// Columns [first, first + columns) of the rows of p.bytes, of `width`, to the operand in shared memory.
-__device__ __forceinline__ void fetch_many(const StackPlan& p, int first, int columns, int width, char* act) {
-  const StackDivisor over_pieces(columns / 16);
-  const int pitch = operand_pitch(columns), count = p.tokens * over_pieces.by;
-  constexpr int kBatch = 5;
-#pragma unroll 1
-  for (int i0 = threadIdx.x; i0 < count; i0 += kBatch * kManyWorkers) {
-    int4 v[kBatch];
-    int to[kBatch];
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u) {
-      const int i = i0 + u * kManyWorkers, m = over_pieces.of(i), piece = 16 * (i - m * over_pieces.by);
-      to[u] = m * pitch + piece;
-      v[u] = i < count ? __ldcg(reinterpret_cast<const int4*>(p.bytes + m * width + first + piece))
-                       : make_int4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int u = 0; u < kBatch; ++u)
-      if (i0 + u * kManyWorkers < count) *reinterpret_cast<int4*>(act + to[u]) = v[u];
-  }
-}
-
-// acc[row][sequence] += weight[row] . operand[sequence] over the slots of one weight, as multiply() does for few; the
-// 16 bytes that a lane has of a row meet those that it has of a sequence, so that a matrix instruction takes eight
-// sequences. GROUPS: of eight.
+// acc[row][sequence] += weight[row] . operand[sequence] over the slots of one weight; `words`: the operand, as words for
+// all. A sequence is a row of a matrix instruction, and a row of the weight a column. A
+// lane's 8 bytes of a row of the weight meet those that it has of a sequence. GROUPS: of eight sequences.
 template <int GROUPS>
-__device__ __forceinline__ void multiply_many(const StackPlan& p, const StackTiles& tiles, StackRing& ring,
-                                              const char* act, int* acc) {
-  constexpr int kPitch = many_pitch(GROUPS), kStep = 64 * kManyTeamWarps, kBatch = GROUPS == 1 ? 3 : 2;
-  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 % kManyTeamWarps, g = lane / 4, q = lane % 4;
-  const int columns = tiles.columns, x_pitch = operand_pitch(columns), tokens = p.tokens;
-  const int slots = p.s.slots, slot_bytes = p.s.slot_bytes, own = warp * 64 + q * 16;
-  // Lanes beyond the sequences repeat the first one: what comes of it is not used.
-  const char* const x = act + (g < tokens ? g : 0) * x_pitch + own;
-  const int next_group = GROUPS > 1 ? (g + 8 < tokens ? g + 8 : 0) * x_pitch - (g < tokens ? g : 0) * x_pitch : 0;
-  acc += g * kPitch + q;
-  int i = ring.next;
-  // The tiles of 16 rows, then the one of the rest.
+__device__ __forceinline__ void multiply_many(const StackPlan& p, const StackTiles& tiles, bool second, StackRing& ring,
+                                              const ManyGrid& grid, const uint32_t* words, int* acc) {
+  constexpr int kPitch = many_pitch(GROUPS);
+  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  const int columns = tiles.columns, most = p.s.piece_columns[second], pitch = many_slot_pitch(most);
+  const int slots = p.s.slots, slot_bytes = p.s.slot_bytes, tokens = p.tokens;
+  const char* const from =
+      reinterpret_cast<const char*>(words) + tiles.first_column / 32 * 256 * GROUPS + lane * 8 * GROUPS;
+  acc += 2 * q * kPitch + g;
 #pragma unroll 1
-  for (int rest = 0; rest < 2; ++rest) {
-    const int pieces = rest ? tiles.rest_pieces : tiles.pieces, count = rest ? pieces : tiles.whole * pieces;
-    const int rows = rest ? tiles.rest : kTileWeightRows, most = rest ? tiles.rest_columns : tiles.slot_columns;
-    const int pitch = operand_pitch(most);
-    // Lanes beyond the rows repeat the last one.
-    const int low_row = min(g, rows - 1) * pitch + own, high_row = min(g + 8, rows - 1) * pitch + own;
-    int piece = i;
+  for (int column = 0; column < columns; column += most) {
+    const int steps = divide_up(divide_up(min(most, columns - column), 32) - warp, kManyWarps);
+    uint2 x[GROUPS][kManySteps] = {};
+    // What is not there at once will be soon, or is zero.
+#pragma unroll 1
+    for (int tries = 0; tries < kManyTries; ++tries) {
+      if (tries + 1 == kManyTries) grid.sure();
+      unsigned all = 0xffffffffu;
+#pragma unroll
+      for (int u = 0; u < kManySteps; ++u) {
+        const int step = warp + u * kManyWarps, at = column + step * 32 + 8 * q;
+        const char* const place = from + (column / 32 + step) * 256 * GROUPS;
+        unsigned least = 0xffffffffu;
+#pragma unroll
+        for (int f = 0; f < GROUPS; ++f)
+          if (u < steps && at < columns && g + 8 * f < tokens) least = min(least, min(x[f][u].x, x[f][u].y));
+        if (least == 0) {
+          if constexpr (GROUPS > 1) {
+            const uint4 words = load_published(reinterpret_cast<const unsigned*>(place));
+            x[0][u] = make_uint2(words.x, words.y), x[1][u] = make_uint2(words.z, words.w);
+          } else {
+            x[0][u] = load_published_two(place);
+          }
+        }
+      }
+#pragma unroll
+      for (int u = 0; u < kManySteps; ++u)
+#pragma unroll
+        for (int f = 0; f < GROUPS; ++f) {
+          if (u >= steps || column + (warp + u * kManyWarps) * 32 + 8 * q >= columns || g + 8 * f >= tokens)
+            x[f][u] = make_uint2(kThere, kThere);
+          all = min(all, min(x[f][u].x, x[f][u].y));
+        }
+      if (__all_sync(0xffffffffu, all != 0)) break;
+    }
+#pragma unroll
+    for (int u = 0; u < kManySteps; ++u)
+#pragma unroll
+      for (int f = 0; f < GROUPS; ++f) x[f][u].x ^= kThere, x[f][u].y ^= kThere;
     int* to = acc;
 #pragma unroll 1
-    for (; i < count; i += kTeams, piece += kTeams) {
-#pragma unroll 1
-      for (; piece >= pieces; piece -= pieces) to += kTileWeightRows * kPitch;
-      const int column = piece * most;
-      const char* const slot = ring.slots + ring.slot * slot_bytes;
-      const char *low = slot + low_row, *high = slot + high_row, *v = x + column;
-      int sum[GROUPS][4] = {};
+    for (int left = tiles.rows; left > 0; left -= kManyTileRows, to += kManyTileRows * kPitch) {
+      // Lanes beyond the rows repeat the last one.
+      const char* const slot = ring.slots + ring.slot * slot_bytes + min(g, left - 1) * pitch + warp * 32 + 8 * q;
+      int sum[2][4] = {};
+      uint2 w[kManySteps];
       barrier_wait(&ring.barriers->full[ring.slot], ring.round & 1);
-#pragma unroll 1
-      for (int left = divide_up(min(most, columns - column), 64) - warp; left > 0; left -= kBatch * kManyTeamWarps) {
-        int4 a[2][kBatch], b[GROUPS][kBatch];
 #pragma unroll
-        for (int u = 0; u < kBatch; ++u) {
-          const bool live = left > u * kManyTeamWarps;
-          const int4 none = make_int4(0, 0, 0, 0);
-          a[0][u] = live ? *reinterpret_cast<const int4*>(low + u * kStep) : none;
-          a[1][u] = live ? *reinterpret_cast<const int4*>(high + u * kStep) : none;
+      for (int u = 0; u < kManySteps; ++u)
+        w[u] = u < steps ? *reinterpret_cast<const uint2*>(slot + u * kManyWarps * 32) : make_uint2(0, 0);
 #pragma unroll
-          for (int f = 0; f < GROUPS; ++f)
-            b[f][u] = live ? *reinterpret_cast<const int4*>(v + f * next_group + u * kStep) : none;
-        }
-#pragma unroll
-        for (int u = 0; u < kBatch; ++u)
-#pragma unroll
-          for (int f = 0; f < GROUPS; ++f) {
-            mma(sum[f], a[0][u].x, a[1][u].x, a[0][u].y, a[1][u].y, b[f][u].x, b[f][u].y);
-            mma(sum[f], a[0][u].z, a[1][u].z, a[0][u].w, a[1][u].w, b[f][u].z, b[f][u].w);
-          }
-        low += kBatch * kStep, high += kBatch * kStep, v += kBatch * kStep;
-      }
+      for (int u = 0; u < kManySteps; ++u)
+        mma(sum[u % 2], x[0][u].x, GROUPS > 1 ? x[GROUPS - 1][u].x : 0, x[0][u].y, GROUPS > 1 ? x[GROUPS - 1][u].y : 0,
+            w[u].x, w[u].y);
       __syncwarp();
       if (lane == 0) barrier_arrive(&ring.barriers->empty[ring.slot]);
-      ring.slot += kTeams;
-      if (ring.slot >= slots) ring.slot -= slots, ++ring.round;
+      if (++ring.slot == slots) ring.slot = 0, ++ring.round;
 #pragma unroll
       for (int f = 0; f < GROUPS; ++f)
 #pragma unroll
-        for (int k = 0; k < 4; ++k)
-          if (g + k / 2 * 8 < rows && 8 * f + 2 * q + k % 2 < tokens)
-            atomicAdd(to + k / 2 * 8 * kPitch + 8 * f + k % 2 * 4, sum[f][k]);
+        for (int k = 0; k < 2; ++k)
+          if (2 * q + k < left && 8 * f + g < tokens)
+            atomicAdd(to + k * kPitch + 8 * f, sum[0][2 * f + k] + sum[1][2 * f + k]);
     }
-    i -= count;
-    acc += tiles.whole * kTileWeightRows * kPitch;
   }
-  ring.next = i;
 }
 
 }  // namespace quamba

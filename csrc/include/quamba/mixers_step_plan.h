@@ -77,8 +77,7 @@ inline bool can_share_transform(const StackPlan& p) { return p.base > 1 && p.pow
 // each other's they do not know of what else is in it.
 inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistributed && !can_share_transform(p); }
 
-// The ring of weight tiles in so many bytes, or less: of the ways to cut rows, the one that has most in it. Copies of less
-// than 1280 bytes leave half of the memory's speed, so they are for those who have no room.
+// The ring of weight tiles in so many bytes, or less: of the ways to cut rows, the one that has most in it. Copies of less than 1280 bytes leave half of the memory's speed, so they are for those who have no room.
 inline int plan_ring(StackPlan* p, int available) {
   StackShared& s = p->s;
   s.slots = s.slot_bytes = 0;
@@ -118,7 +117,23 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   s.total = kStackFixedBytes + ring + at;
 }
 
-// The same for many sequences. The numbers of a transform, and those of d, B and C before their norms, lie where u was.
+// The same for many sequences: slots of eight rows, cut into as few pieces as the warps can have the columns of in registers,
+// or into twice as many where there is no room for these.
+inline int plan_ring_many(StackPlan* p, int available) {
+  StackShared& s = p->s;
+  s.slots = s.slot_bytes = 0;
+  for (int most = kManyPieceColumns; s.slots < kStackLeastSlots && most >= kManyPieceColumns / 4; most /= 2) {
+    for (int i = 0; i < 2; ++i) {
+      const int all = i ? p->f.inner / p->parts : p->f.model;
+      s.piece_columns[i] = round_up(divide_up(all, divide_up(all, most)), 32);
+    }
+    s.slot_bytes = kManyTileRows * many_slot_pitch(std::max(s.piece_columns[0], s.piece_columns[1]));
+    s.slots = std::min((available - kStackFixedBytes) / s.slot_bytes, kStackSlots), s.slot_columns = most;
+  }
+  return s.slots * s.slot_bytes;
+}
+
+// The same for many sequences. The numbers of d, B and C before their norms lie where a transform's will.
 inline void plan_shared_many(StackPlan* p, const int* aligned_to, int available) {
   const StackFormat& f = p->f;
   StackShared& s = p->s;
@@ -130,9 +145,10 @@ inline void plan_shared_many(StackPlan* p, const int* aligned_to, int available)
     at += round_up(bytes, 16);
   };
   const int row = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;  // with padded_index
-  const int u = tokens * operand_pitch(f.model), g = tokens * operand_pitch(f.inner / p->parts);
-  take(&s.act, std::max({u, g, row, f.norm_dbc ? 4 * tokens * sums : 0}));
-  take(&s.acc, 4 * many_pitch(groups) * std::max(round_up(2 * p->channels, 16), round_up(p->parts * p->rows, 16)));
+  take(&s.raw, std::max(row, f.norm_dbc ? 4 * tokens * sums : 0));
+  // Here W_x's sums are added up, too.
+  const int rows = std::max(round_up(2 * p->channels, 16), round_up(p->parts * p->rows, 16));
+  take(&s.acc, std::max(4 * many_pitch(groups) * rows, 16 * p->over_quads.by));
   // Eight rows of these, four bytes each, hit all banks; matrix instructions take 32 columns at a time.
   s.x_pitch = round_up(p->channels, 32) + 16, s.d_pitch = round_up(f.rank, 32) + 16;
   take(&s.x, 8 * groups * s.x_pitch);
@@ -144,8 +160,8 @@ inline void plan_shared_many(StackPlan* p, const int* aligned_to, int available)
   take(&s.head[0], sizes.head);
   take(&s.head[1], sizes.head);
   take(&s.body, sizes.body + 64);  // the last rows of weights are read beyond their ends
-  const int ring = plan_ring(p, available - at);
-  for (int* offset : {&s.act, &s.acc, &s.x, &s.d, &s.bc, &s.items, &s.kept, &s.gathered, &s.head[0],
+  const int ring = plan_ring_many(p, available - at);
+  for (int* offset : {&s.raw, &s.acc, &s.x, &s.d, &s.bc, &s.items, &s.kept, &s.gathered, &s.head[0],
                       &s.head[1], &s.body})
     *offset += ring;
   s.total = kStackFixedBytes + ring + at;
@@ -164,9 +180,20 @@ inline void plan_transform(StackPlan* p) {
 // How many thread blocks share a transform, 1, 2 or 4, at most `most`.
 inline int plan_cluster(const StackPlan& p, int most) {
   int cluster = can_share_transform(p) && most > 1 ? (most < 4 ? 2 : 4) : 1;
-  while (cluster > 1 && (p.grid % cluster || p.base % cluster || p.power / cluster < 16)) cluster /= 2;
+  while (cluster > 1 && (p.grid % cluster || p.base % cluster || p.power / cluster < 16 || p.tokens > p.grid / cluster))
+    cluster /= 2;
   return cluster;
 }
+
+// The same for many sequences, where a cluster shares W_out, too; a power of two is transformed by one thread block.
+inline int plan_cluster_many(const StackPlan& p, int most) {
+  int cluster = p.base == 1 ? (most < 4 ? std::min(most, 2) : 4) : plan_cluster(p, most);
+  while (cluster > 1 && (p.grid % cluster || p.f.inner % (64 * cluster))) cluster /= 2;
+  return cluster;
+}
+
+// Fours of W_x's sums for many sequences.
+inline int many_quads(const StackPlan& p) { return p.over_sums.by / 4 * 8 * divide_up(p.tokens, 8); }
 
 // MANY: for the kernel for many sequences. `room`: thread blocks that may be a cluster there, 1, 2 or 4.
 template <bool MANY>
@@ -187,8 +214,9 @@ void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors,
   p->channels = round_up(divide_up(f.inner, processors), 4);
   p->grid = divide_up(f.inner, p->channels);
   p->rows = round_up(divide_up(f.model, p->grid), 2);
-  p->parts = p->cluster = MANY ? plan_cluster(*p, room) : 1;  // a cluster of many shares W_out, too
+  p->parts = p->cluster = MANY ? plan_cluster_many(*p, room) : 1;
   for (p->tokens = tokens;; p->tokens = (p->tokens + 1) / 2) {
+    if (MANY) p->over_quads = StackDivisor(divide_up(many_quads(*p), p->grid));
     MANY ? plan_shared_many(p, aligned_to, available) : plan_shared(p, aligned_to, available);
     if (p->s.slots >= kStackLeastSlots) return;
     QUAMBA_CHECK(p->tokens > 1, "mixers_step: found E=", f.model, ", D=", f.inner, ", N=", f.states, ", R=", f.rank,
@@ -196,11 +224,11 @@ void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors,
   }
 }
 
-// How many slots may be under way at a time, where so many bytes should be; two at least. With an odd number of slots
-// each of them goes from team to team. A team that waits for one must not take the round before for its own: what is
-// two slots behind the one it had last has to be there.
-inline int plan_flight(const StackShared& s, int bytes) {
-  return std::min(std::max(bytes / s.slot_bytes, 2), s.slots % kTeams == 0 ? s.slots : s.slots - kTeams);
+// How many slots may be under way at a time, where so many bytes should be; two at least. Where the teams do not share
+// the slots evenly, each slot goes from team to team. A team that waits for one must not take the round before for its own:
+// what is as many slots as there are teams behind the one it had last has to be there.
+inline int plan_flight(const StackShared& s, int bytes, int teams) {
+  return std::min(std::max(bytes / s.slot_bytes, 2), s.slots % teams == 0 ? s.slots : s.slots - teams);
 }
 
 }  // namespace quamba

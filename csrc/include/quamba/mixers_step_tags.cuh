@@ -7,8 +7,11 @@
 
 namespace quamba {
 
-// The workers of a thread block meet.
-__device__ __forceinline__ void team_sync() { asm volatile("bar.sync 1, %0;" ::"n"(kStackWorkers) : "memory"); }
+// The workers of a thread block, so many, meet.
+template <int WORKERS = kStackWorkers>
+__device__ __forceinline__ void team_sync() {
+  asm volatile("bar.sync 1, %0;" ::"n"(WORKERS) : "memory");
+}
 
 // One word that others write.
 __device__ __forceinline__ unsigned load_published_one(const unsigned* from) {
@@ -26,10 +29,26 @@ __device__ __forceinline__ void meet_grid(unsigned* counter, unsigned goal) {
   } while (seen < goal);
 }
 
-// The same without order: what was written before may be seen later.
-__device__ __forceinline__ void meet_grid_early(unsigned* counter, unsigned goal) {
+// Arrives without order: what was written before may be seen later.
+__device__ __forceinline__ void arrive_early(unsigned* counter) {
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+// Waits for `goal` to have arrived, without order.
+__device__ __forceinline__ void wait_early(const unsigned* counter, unsigned goal) {
   while (load_published_one(counter) < goal) continue;
+}
+
+// The same with order: what was written before arriving is there after waiting.
+__device__ __forceinline__ void arrive_behind(unsigned* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+
+__device__ __forceinline__ void wait_behind(const unsigned* counter, unsigned goal) {
+  unsigned seen;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+  } while (seen < goal);
 }
 
 // The workers of all thread blocks meet: what any wrote before arriving is there for all after waiting.
@@ -61,6 +80,10 @@ __device__ __forceinline__ void publish(unsigned* to, float v) {
   asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(bits == 0 ? 0x80000000u : bits) : "memory");
 }
 
+__device__ __forceinline__ void publish_word(unsigned* to, unsigned word) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+
 // Four neighbours; each of them is there or zero.
 __device__ __forceinline__ uint4 load_published(const unsigned* from) {
   uint4 words;
@@ -69,6 +92,19 @@ __device__ __forceinline__ uint4 load_published(const unsigned* from) {
                : "l"(from)
                : "memory");
   return words;
+}
+
+__device__ __forceinline__ uint2 load_published_two(const void* from) {
+  uint2 words;
+  asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];" : "=r"(words.x), "=r"(words.y) : "l"(from) : "memory");
+  return words;
+}
+
+// What words of bytes for all are turned with, so that they are hardly ever zero: no pattern that bytes often have.
+constexpr uint32_t kThere = 0x35ca6b92;
+
+__device__ __forceinline__ void publish_two(void* to, uint2 words) {
+  asm volatile("st.relaxed.gpu.global.v2.b32 [%0], {%1, %2};" ::"l"(to), "r"(words.x), "r"(words.y) : "memory");
 }
 
 __device__ __forceinline__ bool arrived(uint4 words) { return min(min(words.x, words.y), min(words.z, words.w)) != 0; }
@@ -100,9 +136,9 @@ __device__ __forceinline__ void await(const unsigned* from, int step, int fours,
 }
 
 // `count` published numbers, a multiple of 4, to padded_index of `to`: four neighbours at a time.
-template <int BATCH>
+template <int BATCH, int WORKERS = kStackWorkers>
 __device__ __forceinline__ void fetch_row(const unsigned* from, int count, float* to) {
-  constexpr int kNext = 4 * kStackWorkers, kNextPadded = kNext + kNext / 16;
+  constexpr int kNext = 4 * WORKERS, kNextPadded = kNext + kNext / 16;
   static_assert(kNext % 16 == 0, "kNextPadded is what padded_index adds for kNext");
   from += 4 * threadIdx.x, to += padded_index(4 * threadIdx.x);
 #pragma unroll 1

@@ -10,6 +10,7 @@
 namespace quamba {
 
 constexpr int kStackWorkers = 256, kStackStagers = 64, kStackStreams = 2;  // the last: warps
+constexpr int kStackManyWorkers = 512;
 constexpr int kStackThreads = kStackWorkers + kStackStagers + 32 * kStackStreams;
 constexpr int kTeamWarps = kStackWorkers / 32 / kTeams;
 
@@ -25,7 +26,8 @@ struct StackBarriers {
   uint64_t full[kStackSlots], empty[kStackSlots];
   uint64_t staged[2], spent[2], body_staged, body_spent;  // of the heads, of the body
   uint64_t turned, rounded;
-  uint64_t gathered;  // for many sequences
+  // For many sequences; `quick` is passed when the stream should be quick, and when it should not be any more.
+  uint64_t gathered, quick;
 };
 
 __device__ __forceinline__ void barriers_ready() {
@@ -86,8 +88,9 @@ struct StackTiles {
 struct StackShare {
   int channel, channels;  // the first of D, and how many
   int row, rows;          // of E
-  int product_row;        // of W_out's first tile: with many sequences a cluster's rows, of which each has some columns
+  int product_row;        // of W_out's tiles the first: a cluster's with many sequences, of which each has some columns
   StackDivisor over_channels, over_rows;
+  int at_once;            // sequences that many workers have at a time, four for a channel; 0: not all channels
   StackTiles tiles[2];  // of W_in, of W_out
 
   StackShare() = default;
@@ -97,6 +100,7 @@ struct StackShare {
     row = blockIdx.x * p.rows;
     rows = max(0, min(p.rows, p.f.model - row));
     over_channels = StackDivisor(channels), over_rows = StackDivisor(rows);
+    at_once = kStackManyWorkers / 4 / max(1, channels);
     tiles[0] = StackTiles(2 * channels, p.f.model, p.s);
     const int parts = p.parts, rank = blockIdx.x & (parts - 1);
     product_row = (blockIdx.x - rank) * p.rows;
@@ -107,7 +111,7 @@ struct StackShare {
 // What a thread block has in front of the ring.
 struct StackFixed {
   float signs[20 * 20];                // of the base matrix
-  float partial[kStackWorkers / 32];   // of a sum over the workers
+  float partial[kStackManyWorkers / 32];  // of a sum over the workers
   StackBarriers barriers;
   StackShare share;
   StackPlan plan;  // for those who only fetch: constants are many there, and rare
@@ -235,11 +239,21 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
       for (int i = thread; i < count; i += kStackStagers)
         p.g[turn(l, p.tokens * f.inner) + m * f.inner + share.channel + i] = 0;
 #pragma unroll 1
-      for (int i = thread; !MANY && i < share.rows; i += kStackStagers)
+      for (int i = thread; i < share.rows; i += kStackStagers)
         p.residual[turn(l + 1, p.tokens * f.model) + m * f.model + share.row + i] = 0;
     }
     if constexpr (MANY) {
-      if (thread < p.tokens) p.squares[turn(l + 1, p.tokens * p.grid) + thread * p.grid + blockIdx.x] = 0;
+      // The same for the bytes, whoever writes them: what all contribute to comes before.
+      const int groups = divide_up(p.tokens, 8), own = blockIdx.x * kStackStagers + thread, step = kStackStagers * p.grid;
+      const auto clear = [&](unsigned* words, int count) {
+#pragma unroll 1
+        for (int i = own; i < count; i += step) words[i] = 0;
+      };
+      const int values = p.over_sums.by * 8 * groups, u = many_bytes(groups, f.model) / 4,
+                g = many_bytes(groups, f.inner) / 4;
+      clear(p.sums + turn(l, values), values);
+      clear(p.u_words + turn(l + 1, u), u);
+      clear(p.g_words + turn(l, g), g);
     }
     __threadfence();
     barrier_arrive(&barriers.staged[l & 1]);
