@@ -210,8 +210,8 @@ __device__ __forceinline__ void multiply_base_known(const float (&v)[BASE], cons
   }
 }
 
-// The published row of g of a shape that is known: a worker waits for a column of the (base, power) matrix, which it then
-// has where the base matrix needs it.
+// The published row of g of a shape that is known: a worker waits for a column of the (base, power) matrix, which it
+// then has where the base matrix needs it.
 template <int BASE, int POWER>
 __device__ __forceinline__ void rotate_known(const StackPlan& p, const unsigned* from, float scale, float* shared,
                                              int8_t* out) {

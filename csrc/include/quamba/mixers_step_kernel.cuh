@@ -198,6 +198,9 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
   uint32_t first_state = 0;
   StackInput input{};
   StackOutput output{};
+  using Held = StackHeldPair<kAtATime<BASE>, Shape>;
+  typename Held::In held_in;
+  typename Held::Out held_out;
   // `second`: a bool, or a constant in place of one.
   const auto do_half = [&](int l, auto second) {
     const int columns = second ? f.inner : f.model;
@@ -205,6 +208,7 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
     if (!second) {
       barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
       first_state = first_window(p, share, numbers);
+      if constexpr (Held::kServes) held_in.load(ring, p.s.slot_bytes);
       if constexpr (Shape::kKnown) {
         barrier_wait(&barriers.body_staged, l & 1);
         input = input_of(p, share, numbers, threadIdx.x);
@@ -215,6 +219,7 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
       add_products(p, l, share, numbers, scratch);
       scan<BASE, Shape>(p, l, share, numbers, acc, scratch);
       barrier_arrive(&barriers.body_spent);
+      if constexpr (Held::kServes) held_out.load(ring, p.s.slot_bytes);
       if constexpr (Shape::kKnown) output = output_of(p, share, numbers, kept, threadIdx.x);
       if (!Shape::kKnown && p.s.scratch == p.s.raw) team_sync();  // the row of g takes the place of what scan needed
     }
@@ -260,7 +265,13 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
         input = input_of(p, share, numbers, threadIdx.x);
       }
     }
-    if constexpr (Shape::kKnown) {
+    if constexpr (Held::kServes) {
+      if constexpr (decltype(second)::value) {
+        held_out.multiply(p.s.slots, ring, act, acc);
+      } else {
+        held_in.multiply(p.s.slots, ring, act, acc);
+      }
+    } else if constexpr (Shape::kKnown) {
       using Tiles = std::conditional_t<decltype(second)::value, typename Shape::Out, typename Shape::In>;
       multiply_known<kAtATime<BASE>, Tiles>(p.s.slots, p.s.slot_bytes, ring, act, acc);
     } else if (p.tokens > 4) {

@@ -10,6 +10,7 @@
 namespace quamba {
 
 constexpr int kStackLeastSlots = 4;
+constexpr int kStackLeastChannels = 16;  // of a thread block, for one sequence
 constexpr int kStackWorkersOfColumns = 256;  // of a shared transform, at most: a worker has one
 
 // The largest width of a copy, in bytes, that divides them all.
@@ -168,15 +169,6 @@ inline int plan_cluster(const StackPlan& p, int most) {
   return cluster;
 }
 
-// What a thread block's channels are a multiple of. For one sequence of narrow blocks, fewer thread blocks that wait for each
-// other and columns of W_x that are copied by 16 bytes are worth more than an even share for every multiprocessor.
-#ifndef QUAMBA_MULTIPLE
-#define QUAMBA_MULTIPLE 16
-#endif
-inline int channels_at_a_time(const StackFormat& f, int tokens) {
-  return tokens == 1 && f.inner < kStackSharedWidth ? QUAMBA_MULTIPLE : 4;
-}
-
 // MANY: for the kernel for many sequences. `room`: thread blocks that may be a cluster there, 1, 2 or 4.
 template <bool MANY>
 void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors, int available, int room = 1) {
@@ -193,7 +185,10 @@ void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors,
                  "; expected a power of two of at least 16, or 12 or 20 times one, where g is rotated");
   }
   p->over_sums = StackDivisor(f.rank + 2 * f.states);
-  p->channels = round_up(divide_up(f.inner, processors), channels_at_a_time(f, tokens));
+  p->channels = round_up(divide_up(f.inner, processors), 4);
+  // For one sequence, fewer thread blocks that wait for each other and columns of W_x that are copied by 16 bytes are worth
+  // more than all multiprocessors.
+  if (!MANY && tokens == 1) p->channels = std::max(p->channels, kStackLeastChannels);
   p->grid = divide_up(f.inner, p->channels);
   p->rows = round_up(divide_up(f.model, p->grid), 2);
   p->parts = p->cluster = MANY ? plan_cluster(*p, room) : 1;  // a cluster of many shares W_out, too

@@ -137,66 +137,6 @@ __device__ __forceinline__ void multiply(const StackPlan& p, const StackTiles& t
   ring.next = i;
 }
 
-// The same for one sequence of a shape that is known. What a warp adds up has a place of its own for each row, so that it
-// is stored and whoever needs the sum adds: eight of them, as a row's columns are one piece or two.
-template <int BATCH, typename Tiles>
-__device__ __forceinline__ void multiply_known(int slots, int slot_bytes, StackRing& ring, const char* act, int* acc) {
-  constexpr StackTiles kTiles = Tiles::kTiles;
-  static_assert(kTiles.pieces <= kTeams && kTiles.rest_pieces <= kTeams && kTeams * kTeamWarps == kAccPitch,
-                "a warp has one slot of a row, at most");
-  const int lane = threadIdx.x & 31, warp = threadIdx.x / 32 % kTeamWarps, g = lane / 4, q = lane % 4;
-  const int own = warp * 64 + q * 16;
-  const char* const x = act + own + g % 2 * 4;
-  int i = ring.next;
-#pragma unroll
-  for (int rest = 0; rest < 2; ++rest) {
-    const int pieces = rest ? kTiles.rest_pieces : kTiles.pieces, count = rest ? pieces : kTiles.whole * pieces;
-    const int rows = rest ? kTiles.rest : kTileWeightRows, most = rest ? kTiles.rest_columns : kTiles.slot_columns;
-    if (count == 0) continue;
-    const int pitch = operand_pitch(most);
-    const int low = min(g, rows - 1) * pitch + own, high = min(g + 8, rows - 1) * pitch + own;
-#pragma unroll 1
-    for (; i < count; i += kTeams) {
-      const int tile = i / pieces, piece = i - tile * pieces, column = piece * most;
-      const char* const slot = ring.slots + ring.slot * slot_bytes;
-      constexpr int kChains = BATCH < 3 ? BATCH : 3;
-      int sum[2][kChains][4] = {};
-      barrier_wait(&ring.barriers->full[ring.slot], ring.round & 1);
-      multiply_slot<BATCH, 1, kChains>(slot + low, slot + high, x + column, 0,
-                                       divide_up(pieces == 1 ? most : min(most, kTiles.columns - column), 64) - warp,
-                                       sum);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(&ring.barriers->empty[ring.slot]);
-      ring.slot += kTeams;
-      if (ring.slot >= slots) ring.slot -= slots, ++ring.round;
-      int* const to = acc + ((rest ? kTiles.whole : tile) * kTileWeightRows + g) * kAccPitch + piece * kTeamWarps + warp;
-#pragma unroll
-      for (int k = 0; k < 2; ++k) {
-        int all = 0;
-#pragma unroll
-        for (int chain = 0; chain < kChains; ++chain) all += sum[k][chain][0] + sum[k][chain][3];
-        if (q == 0 && g + 8 * k < rows) to[8 * k * kAccPitch] = all;
-      }
-    }
-    i -= count;
-  }
-  ring.next = i;
-}
-
-// The sum of a row that multiply_known left.
-template <typename Tiles>
-__device__ __forceinline__ int sum_known(const int* acc, int row) {
-  constexpr StackTiles kTiles = Tiles::kTiles;
-  const int4* const four = reinterpret_cast<const int4*>(acc + row * kAccPitch);
-  int4 sum = four[0];
-  const int pieces = row < kTiles.whole * kTileWeightRows ? kTiles.pieces : kTiles.rest_pieces;
-  if (pieces > 1) {
-    const int4 more = four[1];
-    sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
-  }
-  return sum.x + sum.y + (sum.z + sum.w);
-}
-
 // A sum, taken away so that the next product finds zero.
 __device__ __forceinline__ int take(int* acc) {
   const int sum = *acc;

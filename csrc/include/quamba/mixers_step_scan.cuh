@@ -1,6 +1,7 @@
 // mixers_step: between the products: the convolution, W_x, W_dt, the recurrence and the gate.
 #pragma once
 
+#include "quamba/mixers_step_known.cuh"
 #include "quamba/mixers_step_shape.cuh"
 
 namespace quamba {

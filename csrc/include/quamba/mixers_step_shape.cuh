@@ -1,5 +1,5 @@
-// mixers_step: shapes whose plan is part of the code. One sequence goes through a block of the stack as one long chain of
-// instructions: where sizes are constants, there are fewer of them.
+// mixers_step: shapes whose plan is part of the code. One sequence goes through a block of the stack as one long chain
+// of instructions: where sizes are constants, there are fewer of them.
 #pragma once
 
 #include <cstring>
@@ -15,19 +15,21 @@ struct StackAnyShape {
   static constexpr int kCluster = 1;
 };
 
-// One sequence of blocks with these sizes, 16 states, a convolution of four taps, and a residual stream in float32, divided
-// so that each thread block has CHANNELS of D. SLOT_COLUMNS: what plan_ring makes of it.
+// One sequence of blocks with these sizes, 16 states, a convolution of four taps, and a residual stream in float32,
+// divided so that each thread block has CHANNELS of D. SLOT_COLUMNS: what plan_ring makes of it.
 template <int MODEL, int INNER, int RANK, int BASE, int CHANNELS, int SLOT_COLUMNS, int CLUSTER>
 struct StackKnownShape {
   static constexpr bool kKnown = true;
-  static constexpr int kCluster = CLUSTER, kGrid = INNER / CHANNELS, kRows = MODEL / kGrid, kStates = 16, kPower = INNER / BASE;
+  static constexpr int kCluster = CLUSTER, kGrid = INNER / CHANNELS, kRows = MODEL / kGrid;
+  static constexpr int kStates = 16, kPower = INNER / BASE;
   static_assert(kGrid * CHANNELS == INNER && kGrid * kRows == MODEL && kRows % 2 == 0 && CHANNELS % 4 == 0,
                 "thread blocks have equal shares");
   static_assert(kPower * BASE == INNER && (kPower & (kPower - 1)) == 0, "the transform's order is D");
 
   static constexpr int log2_of(int power) { return power > 1 ? 1 + log2_of(power / 2) : 0; }
   static constexpr int slot_bytes() {
-    const int in = operand_pitch(slot_columns(MODEL, SLOT_COLUMNS)), out = operand_pitch(slot_columns(INNER, SLOT_COLUMNS));
+    const int in = operand_pitch(slot_columns(MODEL, SLOT_COLUMNS));
+    const int out = operand_pitch(slot_columns(INNER, SLOT_COLUMNS));
     return kTileWeightRows * (in > out ? in : out);
   }
 
@@ -59,6 +61,7 @@ struct StackKnownShape {
     p->s.slot_columns = SLOT_COLUMNS, p->s.slot_bytes = slot_bytes();
   }
 
+  // Whether setting it would change nothing.
   static bool fits(const StackPlan& p) {
     StackPlan q;
     std::memcpy(&q, &p, sizeof q);
@@ -66,6 +69,7 @@ struct StackKnownShape {
     return std::memcmp(&q, &p, sizeof q) == 0;
   }
 
+  // A plan that fits, and a thread block's share of it, as constants where they are.
   __device__ static StackPlan plan(const StackPlan& given) {
     StackPlan p = given;
     set(&p);
@@ -85,26 +89,18 @@ struct StackKnownShape {
 template <typename... Shapes>
 struct StackShapeList {};
 
-// The shapes that the kernel of a base matrix knows: mamba-130m's and mamba-2.8b's.
+// The shapes that the kernel with a base matrix of this order knows: of mamba-130m, of mamba-2.8b.
 template <int BASE>
 struct StackShapes {
   using List = StackShapeList<>;
 };
 template <>
 struct StackShapes<12> {
-  using List = StackShapeList<
-#ifdef QUAMBA_CH
-  StackKnownShape<768, 1536, 48, 12, QUAMBA_CH, 1280, 1>,
-#endif
-  StackKnownShape<768, 1536, 48, 12, 12, 1280, 1>, StackKnownShape<768, 1536, 48, 12, 16, 1280, 1>>;
+  using List = StackShapeList<StackKnownShape<768, 1536, 48, 12, 16, 2560, 1>>;
 };
 template <>
 struct StackShapes<20> {
-  using List = StackShapeList<
-#ifdef QUAMBA_CH
-  StackKnownShape<64, 1280, 16, 20, 320, 2560, 4>,
-#endif
-  StackKnownShape<2560, 5120, 160, 20, 40, 2560, 4>>;
+  using List = StackShapeList<StackKnownShape<2560, 5120, 160, 20, 40, 1280, 4>>;
 };
 
 }  // namespace quamba

@@ -78,7 +78,7 @@ struct StackTiles {
     if (whole == 0 && most > even) most = even;  // for each team some
     rest_columns = quamba::slot_columns(columns, most), rest_pieces = divide_up(columns, rest_columns);
   }
-  __device__ int slots() const { return whole * pieces + rest_pieces; }
+  __host__ __device__ constexpr int slots() const { return whole * pieces + rest_pieces; }
   __device__ int pieces_of(int tile) const { return tile < whole ? pieces : rest_pieces; }
   __device__ int rows_of(int tile) const { return tile < whole ? kTileWeightRows : rest; }
   __device__ int columns_of(int tile) const { return tile < whole ? slot_columns : rest_columns; }
