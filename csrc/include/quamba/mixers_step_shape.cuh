@@ -79,8 +79,10 @@ struct StackKnownShape {
 
   __device__ static StackShare share(const StackPlan& p) {
     StackShare share;
-    share.channel = blockIdx.x * CHANNELS, share.channels = CHANNELS;
-    share.row = share.product_row = blockIdx.x * kRows, share.rows = kRows;
+    int block = blockIdx.x;
+    asm volatile("" : "+r"(block));  // or the compiler would read it from a special register at every use
+    share.channel = block * CHANNELS, share.channels = CHANNELS;
+    share.row = share.product_row = block * kRows, share.rows = kRows;
     share.over_channels = StackDivisor::of_smaller(CHANNELS), share.over_rows = StackDivisor::of_smaller(kRows);
     return share;
   }
