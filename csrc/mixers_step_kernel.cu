@@ -8,9 +8,9 @@ namespace quamba {
 namespace {
 
 // Launches the kernel, or with `room`, finds how many clusters of it the device takes at a time.
-template <int BASE, bool CLUSTER>
+template <int BASE, bool CLUSTER, typename Shape>
 cudaError_t launch(const StackParams& p, cudaStream_t stream, int* room) {
-  const auto kernel = mixers_step_kernel<BASE, CLUSTER>;
+  const auto kernel = mixers_step_kernel<BASE, CLUSTER, Shape>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, p.plan.s.total);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config{};
@@ -23,6 +23,27 @@ cudaError_t launch(const StackParams& p, cudaStream_t stream, int* room) {
   attributes[1].val.clusterDim = {static_cast<unsigned>(p.plan.cluster), 1, 1};
   config.attrs = attributes, config.numAttrs = CLUSTER ? 2 : 1;
   return room ? cudaOccupancyMaxActiveClusters(room, kernel, &config) : cudaLaunchKernelEx(&config, kernel, p);
+}
+
+// The same with the first of the shapes that the plan has, or with none of them.
+template <int BASE, bool CLUSTER, typename... Shapes>
+cudaError_t launch(StackShapeList<Shapes...>, const StackParams& p, cudaStream_t stream, int* room) {
+  cudaError_t error = cudaSuccess;
+  const auto tried = [&](auto shape) {
+    using Shape = decltype(shape);
+    if constexpr ((Shape::kCluster > 1) == CLUSTER) {
+      if (!Shape::fits(p.plan)) return false;
+      error = launch<BASE, CLUSTER, Shape>(p, stream, room);
+      return true;
+    }
+    return false;
+  };
+  return (tried(Shapes()) || ...) ? error : launch<BASE, CLUSTER, StackAnyShape>(p, stream, room);
+}
+
+template <int BASE, bool CLUSTER>
+cudaError_t launch(const StackParams& p, cudaStream_t stream, int* room) {
+  return launch<BASE, CLUSTER>(typename StackShapes<BASE>::List(), p, stream, room);
 }
 
 }  // namespace

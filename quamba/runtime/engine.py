@@ -50,7 +50,8 @@ class Engine:
         self._prefilling: Graphs | None = None
         if self.device.type == "cuda" and config.graphs:
             pool = torch.cuda.graph_pool_handle()
-            self._decoding = Graphs(self.device, config.decode_graphs, pool)
+            # A loop's tokens come at one or two addresses.
+            self._decoding = Graphs(self.device, config.decode_graphs, pool, places=2)
             self._prefilling = Graphs(self.device, config.prefill_graphs, pool)
 
     def captured(self) -> list[Hashable]:

@@ -41,6 +41,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "the shape of mamba-130m": {"model": 768, "inner": 1536, "rank": 48, "batch": 1},
     "the shape of mamba-130m, four tokens": {"model": 768, "inner": 1536, "rank": 48, "batch": 4},
     "the shape of mamba-130m, sixteen tokens": {"model": 768, "inner": 1536, "rank": 48, "batch": 16},
+    "the shape of mamba-2.8b": {"model": 2560, "inner": 5120, "rank": 160, "batch": 1},
     "inner 5120, sixteen tokens": {"inner": 5120, "batch": 16, "rank": 160},
     "inner 8192, sixteen tokens": {"inner": 8192, "batch": 16, "rank": 256},
     "no rotation": {"rotate": False},
@@ -144,6 +145,21 @@ def test_clusters_that_share_a_transform(inner: int, cluster: str, batch: int, m
         shared = run(args)
         assert torch.equal(shared[0], alone[0])
         assert all(torch.equal(a, b) for a, b in zip(shared[1] + shared[2], alone[1] + alone[2], strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", ["the shape of mamba-130m", "the shape of mamba-2.8b"])
+def test_a_shape_that_is_known_changes_no_bit(shape: str) -> None:
+    """One sequence takes the code for that shape, two the code for all."""
+    args = moved(stack([{}] * 6, **(SHAPE | CHANGES[shape] | {"batch": 2}), out_dtype=torch.float32)[0])
+    both = run(args)
+    for sequence in range(2):
+        one = slice(sequence, sequence + 1)
+        mine = [args[0][one], *args[1:-2], [t[one] for t in args[-2]], [t[one] for t in args[-1]]]
+        for _ in range(3):
+            alone = run(mine)
+            assert torch.equal(alone[0], both[0][one])
+            assert all(torch.equal(a, b[one]) for a, b in zip(alone[1] + alone[2], both[1] + both[2], strict=True))
 
 
 @torch.no_grad()

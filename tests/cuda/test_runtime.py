@@ -47,6 +47,21 @@ def test_graphs_change_no_bit(kind: str, recipe: str) -> None:
     assert len(graphs.captured) == 4
 
 
+def test_tokens_that_come_at_the_same_place() -> None:
+    model = make()
+    graphs, eager = Session(model, max_batch=2, config=GRAPHS), Session(model, max_batch=2, config=EAGER)
+    for session in (graphs, eager):
+        session.prefill(ids(2, 9))
+    chosen = [ids(2, 4, seed=n) for n in range(3)]
+    for step in range(36):
+        # Three places, of two strides, and new values in each of them: two are read in place by the end, one is copied.
+        tokens = chosen[step % 3][:, 0] if step % 3 else chosen[0][:, :1].contiguous()[:, 0]
+        chosen[step % 3].copy_((chosen[step % 3] + 7 * step + 1) % 50)
+        assert torch.equal(graphs.decode(tokens), eager.decode(tokens)), step
+    assert same_states(graphs, eager, [0, 1])
+    assert graphs.captured == [("decode", 2), ("prefill", 2, 32)]
+
+
 def test_slots() -> None:
     model = make()
     graphs, eager = Session(model, max_batch=4, config=GRAPHS), Session(model, max_batch=4, config=EAGER)

@@ -1,5 +1,6 @@
 """Which graphs are captured, kept and dropped, with a stand-in for those of torch (tests/cuda has real ones)."""
 
+import weakref
 from contextlib import nullcontext
 from typing import Any
 
@@ -82,6 +83,48 @@ def test_the_least_recently_used_goes(graphs: Graphs) -> None:
     assert graphs.keys == ["a", "b"]
     assert "c" not in graphs
     assert [graph.replays for graph in Recorder.made] == [3, 1, 1, 1]
+
+
+def test_inputs_that_come_at_the_same_place_are_read_there(graphs: Graphs) -> None:
+    graphs.places = 2
+    read: list[int] = []
+
+    def body(tensor: Tensor) -> Tensor:
+        read.append(tensor.data_ptr())
+        return tensor.new_zeros(())
+
+    def run(tensor: Tensor) -> None:
+        graphs.run("key", [tensor], body=body, warm_up=torch.clone)
+
+    held = torch.arange(8 * 20).view(8, 20)
+    for _ in range(7):
+        run(held[0])
+    assert len(Recorder.made) == 1
+    assert read[0] != held.data_ptr()
+    run(held[0])
+    assert read[1:] == [held.data_ptr()]
+    # Others of the same shape have their values copied, whatever there is by now.
+    for row in held[1:]:
+        run(row)
+    run(held.T[0, :8].as_strided((20,), (8,)))
+    assert [graph.replays for graph in Recorder.made] == [15, 1]
+    for _ in range(20):
+        run(held[1])
+        run(held[2])
+    # There are two such places; the third one's inputs are copied.
+    assert read[1:] == [held.data_ptr(), held[1].data_ptr()]
+    assert [graph.replays for graph in Recorder.made] == [15 + 6 + 20, 1, 14]
+
+
+def test_what_is_read_in_place_is_not_kept(graphs: Graphs) -> None:
+    graphs.places = 1
+    given = torch.zeros(3)
+    for _ in range(10):
+        graphs.run("key", [given], body=lambda tensor: tensor.clone(), warm_up=torch.clone)
+    assert len(Recorder.made) == 2
+    alive = weakref.ref(given)
+    del given
+    assert alive() is None
 
 
 def test_a_body_that_cannot_be_captured_is_not_kept(graphs: Graphs) -> None:

@@ -97,6 +97,12 @@ struct StackDivisor {
 
   StackDivisor() = default;
   __host__ __device__ explicit StackDivisor(int by) : by(by), reciprocal(by > 1 ? 0xffffffffu / by + 1 : 0) {}
+  // Of numbers below `by` alone, which code finds to be zero where it can.
+  __device__ static StackDivisor of_smaller(int by) {
+    StackDivisor divisor;
+    divisor.by = by, divisor.reciprocal = 1;
+    return divisor;
+  }
   __device__ int of(int n) const { return reciprocal ? static_cast<int>(__umulhi(n, reciprocal)) : n; }
 };
 

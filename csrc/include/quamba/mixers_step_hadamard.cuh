@@ -195,6 +195,52 @@ __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned
                              many_groups > 0 ? out : out + first * p.power, first * p.power, many_groups);
 }
 
+// multiply_base with the signs in the code, all rows.
+template <int BASE, int ROW = 0, typename Store>
+__device__ __forceinline__ void multiply_base_known(const float (&v)[BASE], const Store& store) {
+  if constexpr (ROW < BASE) {
+    constexpr uint64_t kBits = base_row(BASE, ROW);
+    const auto add = [&](float sum, int i) { return kBits >> i & 1 ? sum - v[i] : sum + v[i]; };
+    float even = kBits & 1 ? -v[0] : v[0], odd = kBits & 2 ? -v[1] : v[1];
+    even = add(even, 2), odd = add(odd, 3);
+#pragma unroll
+    for (int i = 4; i < BASE; i += 4) {
+      even = add(even, i), odd = add(odd, i + 1);
+      even = add(even, i + 2), odd = add(odd, i + 3);
+    }
+    store(ROW, even + odd);
+    multiply_base_known<BASE, ROW + 1>(v, store);
+  }
+}
+
+// The published row of g of a shape that is known: a worker waits for a column of the (base, power) matrix, which it
+// then has where the base matrix needs it.
+template <int BASE, int POWER>
+__device__ __forceinline__ void rotate_known(const StackPlan& p, const unsigned* from, float scale, float* shared,
+                                             int8_t* out) {
+  static_assert(POWER <= kStackWorkers, "a worker has one column");
+  if (threadIdx.x < POWER) {
+    unsigned words[BASE] = {};
+    bool missing;
+#pragma unroll 1
+    do {
+#pragma unroll
+      for (int i = 0; i < BASE; ++i)
+        if (words[i] == 0) words[i] = load_published_one(from + i * POWER + threadIdx.x);
+      missing = false;
+#pragma unroll
+      for (int i = 0; i < BASE; ++i) missing |= words[i] == 0;
+    } while (missing);
+    float v[BASE];
+#pragma unroll
+    for (int i = 0; i < BASE; ++i) v[i] = __uint_as_float(words[i]);
+    float* const at = shared + padded_index(threadIdx.x);
+    multiply_base_known<BASE>(v, [&](int row, float sum) { at[row * padded_index(POWER)] = sum; });
+  }
+  team_sync();
+  rotate_rows<false>(p, scale, BASE * POWER, 0, nullptr, shared, out);
+}
+
 // A row of g that fetch_row left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16
 // bytes.
 template <int BASE, int WORKERS = kStackWorkers>

@@ -62,7 +62,7 @@ __device__ __forceinline__ uint32_t rounded4(float4 v, float scale) {
 template <int MOST>
 __device__ __forceinline__ void norm_row(const StackPlan& p, const StackNumbers& numbers, const unsigned* from,
                                          float* partial, uint32_t* out) {
-  constexpr int kAhead = 3;
+  constexpr int kAhead = MOST < 3 ? MOST : 3;
   const int count = p.f.model / 4, first = threadIdx.x;
   const void* const weight = numbers.block().field[kNormWeight];
   const float scale = numbers.one(kUScale), eps = numbers.block().norm_eps;
@@ -100,6 +100,7 @@ __device__ __forceinline__ void enter(const StackPlan& p, const StackShare& shar
     const int m = share.over_rows.of(i), e = share.row + i - m * share.rows;
     kept[i] = hidden[m * p.hidden_row + e];
     publish(p.residual + m * p.f.model + e, kept[i]);
+    if (p.tokens * share.rows <= kStackWorkers) break;
   }
 }
 
@@ -126,12 +127,18 @@ __device__ __forceinline__ void store_out(const StackPlan& p, int64_t at, float 
 }
 
 // The result of W_out, added to the residual stream, of which `kept` holds the thread block's part.
+template <typename Shape>
 __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackShare& share,
                                          const StackNumbers& numbers, StackOutput out, float* kept, int* acc) {
 #pragma unroll 1
   for (int i = threadIdx.x; i < p.tokens * share.rows; i += kStackWorkers) {
     const int m = share.over_rows.of(i), e = i - m * share.rows;
-    const int sum = take(acc + e * kAccPitch + m);
+    int sum;
+    if constexpr (Shape::kKnown) {
+      sum = sum_known<typename Shape::Out>(acc, e);
+    } else {
+      sum = take(acc + e * kAccPitch + m);
+    }
     const int64_t at = static_cast<int64_t>(m) * p.f.model + share.row + e;
     if (i != threadIdx.x) out = output_of(p, share, numbers, kept, i);
     float v = __fadd_rn(__fmul_rn(static_cast<float>(sum), out.factor), out.bias);
@@ -143,6 +150,7 @@ __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackS
     } else {
       store_out(p, at, v);
     }
+    if (p.tokens * share.rows <= kStackWorkers) break;
   }
 }
 
@@ -151,12 +159,21 @@ __device__ __forceinline__ void add_rows(const StackPlan& p, int l, const StackS
 template <int BASE>
 constexpr int kAtATime = BASE == 12 ? 3 : BASE == 20 ? 5 : 4;
 
+template <typename Shape>
+__device__ __forceinline__ StackShare share_of(const StackPlan& p, const StackFixed& fixed) {
+  if constexpr (Shape::kKnown) {
+    return Shape::share(p);
+  } else {
+    return fixed.share;
+  }
+}
+
 // What the workers do. Each of a block's two halves ends with a product: before the first one comes the norm, before
 // the second one all else, and both begin with a row that all thread blocks contributed to. So there is one loop over
 // halves, and the code that both share is there once.
-template <int BASE, bool CLUSTER>
+template <int BASE, bool CLUSTER, typename Shape>
 __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char* shared) {
-  const StackShare share = fixed.share;
+  const StackShare share = share_of<Shape>(p, fixed);
   StackBarriers& barriers = fixed.barriers;
   float *const partial = fixed.partial, *const signs = fixed.signs;
   const StackFormat& f = p.f;
@@ -181,22 +198,30 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
   uint32_t first_state = 0;
   StackInput input{};
   StackOutput output{};
-#pragma unroll 1
-  for (int half = 0; half < 2 * p.blocks; ++half) {
-    const int l = half / 2, columns = half & 1 ? f.inner : f.model;
-    const bool second = half & 1;
+  using Held = StackHeldPair<kAtATime<BASE>, Shape>;
+  typename Held::In held_in;
+  typename Held::Out held_out;
+  // `second`: a bool, or a constant in place of one.
+  const auto do_half = [&](int l, auto second) {
+    const int columns = second ? f.inner : f.model;
     const StackNumbers numbers(p, shared + (l & 1 ? p.s.head[1] : p.s.head[0]), shared + p.s.body);
-    const StackTiles tiles = fixed.share.tiles[second];
     if (!second) {
       barrier_wait(&barriers.staged[l & 1], (l >> 1) & 1);
       first_state = first_window(p, share, numbers);
+      if constexpr (Held::kServes) held_in.load(ring, p.s.slot_bytes);
+      if constexpr (Shape::kKnown) {
+        barrier_wait(&barriers.body_staged, l & 1);
+        input = input_of(p, share, numbers, threadIdx.x);
+      }
     } else {
-      convolve(p, share, numbers, first_state, input, acc, scratch);
+      convolve<Shape>(p, share, numbers, first_state, input, acc, scratch);
       team_sync();
       add_products(p, l, share, numbers, scratch);
-      scan<BASE>(p, l, share, numbers, scratch);
+      scan<BASE, Shape>(p, l, share, numbers, acc, scratch);
       barrier_arrive(&barriers.body_spent);
-      if (p.s.scratch == p.s.raw) team_sync();  // the row of g takes the place of what scan needed
+      if constexpr (Held::kServes) held_out.load(ring, p.s.slot_bytes);
+      if constexpr (Shape::kKnown) output = output_of(p, share, numbers, kept, threadIdx.x);
+      if (!Shape::kKnown && p.s.scratch == p.s.raw) team_sync();  // the row of g takes the place of what scan needed
     }
     if (!second || BASE > 0) {
       // The rows that this thread block normalizes, or transforms, with CLUSTER as one of some.
@@ -208,8 +233,8 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
         int8_t* const row = distributed ? p.bytes + static_cast<int64_t>(m) * columns
                                         : reinterpret_cast<int8_t*>(act + m * operand_pitch(columns));
         if (!second) {
-          constexpr int kFew = 3, kOnce = 4 * kStackWorkers;
-          if (columns <= kFew * kOnce) {
+          constexpr int kOnce = 4 * kStackWorkers, kFew = Shape::kKnown ? Shape::kNormFours : 3;
+          if (Shape::kKnown || columns <= kFew * kOnce) {
             norm_row<kFew>(p, numbers, from, partial, reinterpret_cast<uint32_t*>(row));
           } else {
             norm_row<kStackWidth / kOnce>(p, numbers, from, partial, reinterpret_cast<uint32_t*>(row));
@@ -217,6 +242,8 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
         } else if constexpr (CLUSTER) {
           rotate_shared<BASE>(p, from, signs, numbers.one(kGScale), barriers, turns++ & 1, distributed, raw, row);
           if (!distributed) barrier_wait(&barriers.rounded, rounds++ & 1);
+        } else if constexpr (Shape::kKnown) {
+          rotate_known<BASE, Shape::kPower>(p, from, numbers.one(kGScale), raw, row);
         } else {
           fetch_row<kAtATime<BASE>>(from, columns, raw);
           rotate_row<BASE>(p, signs, numbers.one(kGScale), raw, row);
@@ -230,22 +257,40 @@ __device__ __forceinline__ void work(const StackPlan& p, StackFixed& fixed, char
     }
     clear_tail(p, columns, act);
     team_sync();
-    if (second) {
-      output = output_of(p, share, numbers, kept, threadIdx.x);
-    } else {
-      barrier_wait(&barriers.body_staged, l & 1);
-      input = input_of(p, share, numbers, threadIdx.x);
+    if constexpr (!Shape::kKnown) {
+      if (second) {
+        output = output_of(p, share, numbers, kept, threadIdx.x);
+      } else {
+        barrier_wait(&barriers.body_staged, l & 1);
+        input = input_of(p, share, numbers, threadIdx.x);
+      }
     }
-    if (p.tokens > 4) {
-      multiply<kAtATime<BASE>, 2>(p, tiles, ring, act, acc);
+    if constexpr (Held::kServes) {
+      if constexpr (decltype(second)::value) {
+        held_out.multiply(p.s.slots, ring, act, acc);
+      } else {
+        held_in.multiply(p.s.slots, ring, act, acc);
+      }
+    } else if constexpr (Shape::kKnown) {
+      using Tiles = std::conditional_t<decltype(second)::value, typename Shape::Out, typename Shape::In>;
+      multiply_known<kAtATime<BASE>, Tiles>(p.s.slots, p.s.slot_bytes, ring, act, acc);
+    } else if (p.tokens > 4) {
+      multiply<kAtATime<BASE>, 2>(p, fixed.share.tiles[second], ring, act, acc);
     } else {
-      multiply<kAtATime<BASE>, 1>(p, tiles, ring, act, acc);
+      multiply<kAtATime<BASE>, 1>(p, fixed.share.tiles[second], ring, act, acc);
     }
     team_sync();
     if (second) {
-      add_rows(p, l, share, numbers, output, kept, acc);
+      add_rows<Shape>(p, l, share, numbers, output, kept, acc);
       barrier_arrive(&barriers.spent[l & 1]);
     }
+  };
+  if constexpr (Shape::kKnown) {
+#pragma unroll 1
+    for (int l = 0; l < p.blocks; ++l) do_half(l, std::false_type()), do_half(l, std::true_type());
+  } else {
+#pragma unroll 1
+    for (int half = 0; half < 2 * p.blocks; ++half) do_half(half / 2, (half & 1) == 1);
   }
 }
 
@@ -269,7 +314,7 @@ __device__ __forceinline__ void init_barriers(const StackPlan& p, StackBarriers&
 
 // BASE: order of the base matrix of the transform of g; 0: there is no transform. CLUSTER: thread blocks of a cluster
 // share it.
-template <int BASE, bool CLUSTER>
+template <int BASE, bool CLUSTER, typename Shape>
 __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __grid_constant__ StackParams params) {
   extern __shared__ __align__(128) char memory[];
   char* const first = kept_address(memory);
@@ -294,7 +339,11 @@ __global__ void __launch_bounds__(kStackThreads, 1) mixers_step_kernel(const __g
   __syncthreads();
   if constexpr (CLUSTER) cluster_sync();
   if (threadIdx.x < kStackWorkers) {
-    work<BASE, CLUSTER>(p, fixed, shared);
+    if constexpr (Shape::kKnown) {
+      work<BASE, CLUSTER, Shape>(Shape::plan(p), fixed, shared);
+    } else {
+      work<BASE, CLUSTER, Shape>(p, fixed, shared);
+    }
   } else if (threadIdx.x < kStackWorkers + kStackStagers) {
     stage_blocks<kStackWorkers, false>(fixed.plan, params.block, fixed.share, shared, barriers);
   } else {

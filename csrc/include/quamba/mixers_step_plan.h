@@ -10,6 +10,7 @@
 namespace quamba {
 
 constexpr int kStackLeastSlots = 4;
+constexpr int kStackLeastChannels = 16;  // of a thread block, for one sequence
 constexpr int kStackWorkersOfColumns = 256;  // of a shared transform, at most: a worker has one
 
 // The largest width of a copy, in bytes, that divides them all.
@@ -212,6 +213,9 @@ void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors,
   }
   p->over_sums = StackDivisor(f.rank + 2 * f.states);
   p->channels = round_up(divide_up(f.inner, processors), 4);
+  // For one sequence, fewer thread blocks that wait for each other and columns of W_x that are copied by 16 bytes are worth
+  // more than all multiprocessors.
+  if (!MANY && tokens == 1) p->channels = std::max(p->channels, kStackLeastChannels);
   p->grid = divide_up(f.inner, p->channels);
   p->rows = round_up(divide_up(f.model, p->grid), 2);
   p->parts = p->cluster = MANY ? plan_cluster_many(*p, room) : 1;

@@ -52,9 +52,10 @@ struct StackRing {
 // bytes that a lane has of a row, words 0 and 2 are the operand's upper rows, words 1 and 3 its lower ones: so what is
 // loaded is used as it is, eight rows at a time. A sequence then takes two columns of the other operand, one for each
 // pair of words, and the two sums of a row and a sequence lie in the one lane of both, at 0 and 3. FOURS: of sequences.
-template <int BATCH, int FOURS>
+// CHAINS: of sums that do not wait for each other.
+template <int BATCH, int FOURS, int CHAINS>
 __device__ __forceinline__ void multiply_slot(const char* low, const char* high, const char* x, int next_four,
-                                              int steps, int (&sum)[2][FOURS][4]) {
+                                              int steps, int (&sum)[2][FOURS * CHAINS][4]) {
   constexpr int kStep = 64 * kTeamWarps;
   const auto batch = [&](auto count) {
     constexpr int kCount = decltype(count)::value;
@@ -76,7 +77,7 @@ __device__ __forceinline__ void multiply_slot(const char* low, const char* high,
       for (int i = 0; i < FOURS; ++i)
 #pragma unroll
         for (int k = 0; k < 2; ++k)
-          mma(sum[k][i], a[k][u].x, a[k][u].y, a[k][u].z, a[k][u].w, v[i][u][0], v[i][u][1]);
+          mma(sum[k][i * CHAINS + u % CHAINS], a[k][u].x, a[k][u].y, a[k][u].z, a[k][u].w, v[i][u][0], v[i][u][1]);
     low += kCount * kStep, high += kCount * kStep, x += kCount * kStep, steps -= kCount * kTeamWarps;
   };
 #pragma unroll 1
@@ -117,7 +118,7 @@ __device__ __forceinline__ void multiply(const StackPlan& p, const StackTiles& t
       const char* const slot = ring.slots + ring.slot * slot_bytes;
       int sum[2][FOURS][4] = {};
       barrier_wait(&ring.barriers->full[ring.slot], ring.round & 1);
-      multiply_slot<BATCH>(slot + low, slot + high, x + column, next_four,
+      multiply_slot<BATCH, FOURS, 1>(slot + low, slot + high, x + column, next_four,
                            divide_up(min(most, columns - column), 64) - warp, sum);
       __syncwarp();
       if (lane == 0) barrier_arrive(&ring.barriers->empty[ring.slot]);

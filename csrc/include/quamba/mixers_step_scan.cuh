@@ -1,7 +1,8 @@
 // mixers_step: between the products: the convolution, W_x, W_dt, the recurrence and the gate.
 #pragma once
 
-#include "quamba/mixers_step_product.cuh"
+#include "quamba/mixers_step_known.cuh"
+#include "quamba/mixers_step_shape.cuh"
 
 namespace quamba {
 
@@ -54,6 +55,7 @@ __device__ __forceinline__ StackInput input_of(const StackPlan& p, const StackSh
 }
 
 // x0 and z from their sums, the convolution, x.
+template <typename Shape>
 __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& share, const StackNumbers& numbers,
                                          uint32_t first_state, StackInput in, int* acc, const StackScratch& scratch) {
   const int width = p.f.width;
@@ -61,7 +63,12 @@ __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& s
 #pragma unroll 1
   for (int i = threadIdx.x; i < p.tokens * share.channels; i += kStackWorkers) {
     const int m = share.over_channels.of(i), c = i - m * share.channels;
-    const int x_sum = take(acc + c * kAccPitch + m), z_sum = take(acc + (share.channels + c) * kAccPitch + m);
+    int x_sum, z_sum = 0;  // where the shape is known, z waits for the sums of W_x to be under way
+    if constexpr (Shape::kKnown) {
+      x_sum = sum_known<typename Shape::In>(acc, c);
+    } else {
+      x_sum = take(acc + c * kAccPitch + m), z_sum = take(acc + (share.channels + c) * kAccPitch + m);
+    }
     int8_t* const state =
         numbers.block().conv_state + m * p.f.conv_batch + static_cast<int64_t>(share.channel + c) * width;
     uint32_t before = first_state;
@@ -70,9 +77,11 @@ __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& s
       if (width == 4) before = __ldcg(reinterpret_cast<const unsigned*>(state));
     }
     const float x0_wide = __fadd_rn(__fmul_rn(static_cast<float>(x_sum), in.x_factor), in.x_bias);
-    const float z_wide = __fadd_rn(__fmul_rn(static_cast<float>(z_sum), in.z_factor), in.z_bias);
     const int8_t x0 = byte_of(x0_wide, in.x_scale, in.x_inverse);
-    scratch.z[m * p.channels + c] = static_cast<float>(byte_of(z_wide, in.z_scale, in.z_inverse)) * in.z_scale;
+    if constexpr (!Shape::kKnown) {
+      const float z_wide = __fadd_rn(__fmul_rn(static_cast<float>(z_sum), in.z_factor), in.z_bias);
+      scratch.z[m * p.channels + c] = static_cast<float>(byte_of(z_wide, in.z_scale, in.z_inverse)) * in.z_scale;
+    }
     float sum = 0.0f;
     if (width == 4) {
       const uint32_t word = __byte_perm(before, static_cast<uint8_t>(x0), 0x4321);
@@ -92,6 +101,7 @@ __device__ __forceinline__ void convolve(const StackPlan& p, const StackShare& s
     }
     const float y = silu(fmaf(sum, in.taps_factor, in.taps_bias));
     scratch.x[m * p.channels + c] = static_cast<int8_t>(round_to_byte(y * in.out_inverse) & 0xff);
+    if (p.tokens * share.channels <= kStackWorkers) break;  // where these are constants, there is no loop
   }
 }
 
@@ -109,10 +119,13 @@ __device__ __forceinline__ void add_products(const StackPlan& p, int l, const St
 #pragma unroll 3
     for (int w = 0; w < words; ++w) sum = __dp4a(weight[w], x[w], sum);
     add_counted(to + sum_place(i), sum);
+    if (sums * p.tokens <= kStackWorkers) break;
   }
 }
 
 // d, B and C from the sums of W_x: in every thread block, for all of its channels need them.
+// BATCH: of sums that a worker waits for.
+template <int BATCH>
 __device__ __forceinline__ void split_sums(const StackPlan& p, int l, const StackNumbers& numbers,
                                            const StackScratch& scratch) {
   const int rank = p.f.rank, size = p.f.states, sums = p.over_sums.by, count = p.tokens * sums;
@@ -126,7 +139,7 @@ __device__ __forceinline__ void split_sums(const StackPlan& p, int l, const Stac
     }
   };
   const float x_scale = numbers.one(kXInScale);
-  constexpr int kBatch = 3;
+  constexpr int kBatch = BATCH;
 #pragma unroll 1
   for (int i0 = threadIdx.x; i0 < count; i0 += kBatch * kStackWorkers) {
     int place[kBatch] = {}, row[kBatch] = {};
@@ -160,6 +173,7 @@ __device__ __forceinline__ void split_sums(const StackPlan& p, int l, const Stac
         put(place[u], row[u], v, scale[u], inverse[u]);
       }
     }
+    if (count <= kBatch * kStackWorkers) break;
   }
   team_sync();
   if (!p.f.norm_dbc) return;
@@ -200,9 +214,9 @@ __device__ __forceinline__ float4 state_piece(const StackPlan& p, const StackSha
 
 // W_dt, softplus, the recurrence and the gate; four lanes a channel. What does not depend on the sums of W_x comes
 // before the wait for them.
-template <int BASE>
+template <int BASE, typename Shape>
 __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare& share, const StackNumbers& numbers,
-                                     const StackScratch& scratch) {
+                                     const int* acc, const StackScratch& scratch) {
   const int size = p.f.states, rank = p.f.rank, sums = p.over_sums.by;
   const int words = rank / 4, j = threadIdx.x & 3, channels = p.tokens * share.channels;
   float4 ahead = state_piece(p, share, numbers, threadIdx.x / 4);
@@ -223,7 +237,17 @@ __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare
     float4 h = ahead, a = decay(4 * j < size ? 4 * j : 0);
     if (i0 + kStackWorkers / 4 < channels) ahead = state_piece(p, share, numbers, i + kStackWorkers / 4);
     const float x = static_cast<float>(scratch.x[m * p.channels + c]) * number[kScanScale];
-    const float gate = silu(scratch.z[m * p.channels + c]);
+    float z;
+    if constexpr (Shape::kKnown) {
+      const float wide = static_cast<float>(sum_known<typename Shape::In>(acc, share.channels + c));
+      z = static_cast<float>(byte_of(
+              __fadd_rn(__fmul_rn(wide, __fmul_rn(numbers.one(kUScale), number[kInZ])), number[kBiasZ]),
+              number[kScaleZ])) *
+          number[kScaleZ];
+    } else {
+      z = scratch.z[m * p.channels + c];
+    }
+    const float gate = silu(z);
     const float dt_scale = p.f.has_dt_scale ? number[kDtScale] : 1.0f, dt_bias = number[kDtBias];
     const float sum_scale = __fmul_rn(numbers.sum(0)[1], number[kDtWeightScale]), skip = number[kSkip];
     const int* const d = reinterpret_cast<const int*>(scratch.d + m * rank);
@@ -235,7 +259,7 @@ __device__ __forceinline__ void scan(const StackPlan& p, int l, const StackShare
     for (int u = 0; u < kAhead; ++u) first_weights[u] = j + 4 * u < words ? dt_weight[j + 4 * u] : 0;
     const int64_t at = static_cast<int64_t>(m) * p.f.inner + share.channel + c;
     unsigned* const to = p.g + turn(l, p.tokens * p.f.inner) + at;
-    if (i0 == 0) split_sums(p, l, numbers, scratch);
+    if (i0 == 0) split_sums<Shape::kSumBatch>(p, l, numbers, scratch);
 
     int even = 0, odd = 0;
 #pragma unroll

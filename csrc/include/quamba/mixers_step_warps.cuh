@@ -62,23 +62,25 @@ __device__ __forceinline__ void prefetch_line(const void* from) {
 // each cut along K. The rest, of fewer rows, is cut into longer pieces, so that slots are full.
 struct StackTiles {
   int rows, columns;
-  int first_column, pitch;              // in memory
-  int whole, pieces, slot_columns;      // tiles of 16 rows, the slots of each and their columns
-  int rest, rest_pieces, rest_columns;  // rows of the last tile, its slots and their columns
+  int first_column, pitch;                      // in memory
+  int whole, pieces = 0, slot_columns = 0;      // tiles of 16 rows, the slots of each and their columns
+  int rest, rest_pieces = 0, rest_columns = 0;  // rows of the last tile, its slots and their columns
 
   StackTiles() = default;
-  __device__ StackTiles(int rows, int columns, const StackShared& s, int parts = 1, int part = 0)
+  __host__ __device__ constexpr StackTiles(int rows, int columns, const StackShared& s, int parts = 1, int part = 0)
       : rows(rows), columns(columns / parts), first_column(part * (columns / parts)), pitch(columns), whole(rows / kTileWeightRows), rest(rows % kTileWeightRows) {
     columns = this->columns;
     slot_columns = quamba::slot_columns(columns, s.slot_columns);
     pieces = divide_up(columns, slot_columns);
     rest_pieces = 0, rest_columns = slot_columns;
     if (rest == 0) return;
-    int most = max(slot_columns, (s.slot_bytes / rest - 64) / 64 * 64);
-    if (whole == 0) most = min(most, round_up(divide_up(columns, kTeams), 64));  // for each team some
+    int most = (s.slot_bytes / rest - 64) / 64 * 64;
+    if (most < slot_columns) most = slot_columns;
+    const int even = round_up(divide_up(columns, kTeams), 64);
+    if (whole == 0 && most > even) most = even;  // for each team some
     rest_columns = quamba::slot_columns(columns, most), rest_pieces = divide_up(columns, rest_columns);
   }
-  __device__ int slots() const { return whole * pieces + rest_pieces; }
+  __host__ __device__ constexpr int slots() const { return whole * pieces + rest_pieces; }
   __device__ int pieces_of(int tile) const { return tile < whole ? pieces : rest_pieces; }
   __device__ int rows_of(int tile) const { return tile < whole ? kTileWeightRows : rest; }
   __device__ int columns_of(int tile) const { return tile < whole ? slot_columns : rest_columns; }
