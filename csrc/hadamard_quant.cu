@@ -37,8 +37,8 @@ void decompose(int64_t size, HadamardParams* p) {
   }
 }
 
-// Whether hadamard_rows_kernel takes it, and there are rows enough that each of its blocks has several. For measurements,
-// QUAMBA_HADAMARD_ROWS=0 leaves all to the kernel of a block a row.
+// Whether hadamard_rows_kernel takes it, and there are rows enough that each of its blocks has several. For
+// measurements, QUAMBA_HADAMARD_ROWS=0 leaves all to the kernel of a block a row.
 bool of_many_rows(const HadamardParams& p, int64_t rows, Type type, bool quantize, int processors) {
   static const char* const wanted = std::getenv("QUAMBA_HADAMARD_ROWS");
   return quantize && rows >= 8 * processors && has_rows_kernel(p.base, p.log_power) && p.blocks == 1 &&

@@ -9,9 +9,9 @@ namespace quamba {
 // them and as many warps to 16 rows of the weight. The ring, on Hopper, reads it once for 64 rows, and serves
 // kRingRows. The short one, on Hopper, is for int8 results of up to kShortInner of K; so is the one by strips, where
 // columns come by 64. Pairs of thread blocks, on Hopper, are for int8 results, and for float32 ones with a residual;
-// those that have half of K each, for the latter. The others are matrix tiles, rows x columns of the result that a block
-// computes at a time, 64x80 and 256x192 for int8 without residual, 128x80 and 128x96 for float32 with one; on anything
-// but Hopper one tile stands for all.
+// those that have half of K each, for the latter. The others are matrix tiles, rows x columns of the result that a
+// block computes at a time, 64x80 and 256x192 for int8 without residual, 128x80 and 128x96 for float32 with one; on
+// anything but Hopper one tile stands for all.
 enum class LinearKernel : int8_t {
   kDot,
   kRows4,

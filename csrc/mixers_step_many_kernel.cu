@@ -1,4 +1,5 @@
-// The kernel of mixers_step for many sequences and one base matrix of the transform; compiled once for each in setup.py.
+// The kernel of mixers_step for many sequences and one base matrix of the transform; compiled once for each in
+// setup.py.
 #include "mixers_step_kernel.h"
 
 #include "quamba/mixers_step_many_kernel.cuh"

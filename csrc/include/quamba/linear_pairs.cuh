@@ -3,7 +3,8 @@
 // read, for neighbouring tiles, or each has half of K of one tile, twice as large, and then half of its columns.
 //
 // A warp copies, others bring the columns' scales, two groups of four warps multiply and rescale. These ask for the
-// residual shortly before the last products: earlier, behind all that is copied at first, they would wait to have asked.
+// residual shortly before the last products: earlier, behind all that is copied at first, they would wait to have
+// asked.
 // A weight's columns are dealt out such that a thread gets four neighbours of a row (float32 results)
 // or eight (int8), which it writes as they are.
 #pragma once

@@ -17,8 +17,8 @@ constexpr int kStackSlots = 24;         // of the ring, at most
 constexpr int kStackWidth = 8192;       // of the model, at most
 constexpr int kStackSharedWidth = 4096;  // of D: from it on sharing the transform of g costs less than it saves
 constexpr int kStackBytesACycle = 12;    // of weights that a multiprocessor asks for: what it needs, and no bursts
-// The same for many sequences, whose ring is shorter; and while thread blocks wait for each other, with one slot under way:
-// a memory that is busy makes them wait three times as long.
+// The same for many sequences, whose ring is shorter; and while thread blocks wait for each other, with one slot
+// under way: a memory that is busy makes them wait three times as long.
 constexpr int kManyBytesACycle = 15, kManyBytesACycleSlow = 7;
 constexpr int kStackHadamards[] = {1, 12, 20};  // orders of the base matrix that the kernel has
 
@@ -73,9 +73,9 @@ struct StackFormat {
   bool has_in_bias, has_conv_bias, has_out_bias;  // only so that blocks with and without one have different formats
 };
 
-// Offsets in a thread block's shared memory behind the first kStackFixedBytes, in bytes; the total has these, too. What the staging warps prepare for one block of the stack: the
-// head, what is needed from its norm to its end, of which there are two, and the body, what only its middle needs, from
-// the convolution to the gate.
+// Offsets in a thread block's shared memory behind the first kStackFixedBytes, in bytes; the total has these, too. What
+// the staging warps prepare for one block of the stack: the head, what is needed from its norm to its end, of which
+// there are two, and the body, what only its middle needs, from the convolution to the gate.
 struct StackShared {
   int act, acc, kept, raw, scratch, head[2], body, total;
   int slots, slot_bytes, slot_columns;  // the ring of weight tiles, at offset 0
@@ -126,9 +126,10 @@ struct StackPlan {
   int64_t hidden_row;
   void* out;
   Type hidden_type, out_type;
-  // Between thread blocks, zero at the launch. A reader waits for the number itself, which costs one way to memory where
-  // a barrier and then the number cost four: a word of the residual stream or of g that is zero is not there yet. These
-  // two have kStackTurns places that blocks of the stack take in turn, so that there is time to clear the next one.
+  // Between thread blocks, zero at the launch. A reader waits for the number itself, which costs one way to memory
+  // where a barrier and then the number cost four: a word of the residual stream or of g that is zero is not there yet.
+  // These two have kStackTurns places that blocks of the stack take in turn, so that there is time to clear the next
+  // one.
   unsigned* counter;             // of the barrier that what has no tags takes
   unsigned long long* dbc;       // (blocks, tokens, R + 2 N) at sum_place: sums of W_x, and how many added to them
   unsigned* residual;            // (kStackTurns, tokens, E): the residual stream between blocks

@@ -12,8 +12,8 @@ __device__ __forceinline__ uint32_t remote_address(const void* own, int rank) {
   return address;
 }
 
-// Numbers for another thread block, and a barrier there that counts their bytes. Arriving at a barrier behind plain stores
-// takes a fence for all memory, 500 cycles and more for each warp. Addresses as remote_address gives them.
+// Numbers for another thread block, and a barrier there that counts their bytes. Arriving at a barrier behind plain
+// stores takes a fence for all memory, 500 cycles and more for each warp. Addresses as remote_address gives them.
 __device__ __forceinline__ void send(uint32_t to, uint32_t v, uint32_t barrier) {
   asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];" ::"r"(to), "r"(v),
                "r"(barrier)

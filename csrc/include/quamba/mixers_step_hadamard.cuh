@@ -1,7 +1,7 @@
 // mixers_step: the Hadamard transform of one row of g, by the workers of a thread block, and its rounding. The same
 // additions in the same order as in hadamard_quant.cuh, but for the base matrix: its signs are numbers in shared memory
-// and its rows a loop, as straight-line code of that length takes longer to fetch than to run, where it runs once between
-// others; a float32 may differ in its last bit.
+// and its rows a loop, as straight-line code of that length takes longer to fetch than to run, where it runs once
+// between others; a float32 may differ in its last bit.
 #pragma once
 
 #include "quamba/mixers_step_cluster.cuh"
@@ -19,8 +19,8 @@ __device__ __forceinline__ void write_signs(float* signs) {
   }
 }
 
-// Rows `row`, row + step and so on below `end` of the base matrix times the column v, to `store`. Some rows at a time, and
-// two sums for each, so that additions need not wait for each other.
+// Rows `row`, row + step and so on below `end` of the base matrix times the column v, to `store`. Some rows at a time,
+// and two sums for each, so that additions need not wait for each other.
 template <int BASE, typename Store>
 __device__ __forceinline__ void multiply_base(const float* signs, const float (&v)[BASE], int row, int step, int end,
                                               const Store& store) {
@@ -80,8 +80,9 @@ __device__ __forceinline__ void rotate_middle(float* shared, int order, int log_
   team_sync<WORKERS>();
 }
 
-// The last four stages, and the bytes: with CLUSTER, to the same place of `cluster` thread blocks, or where that is 0 to
-// one that all know, with many workers as words for all. A worker has eight numbers, its neighbour the other eight of sixteen.
+// The last four stages, and the bytes: with CLUSTER, to the same place of `cluster` thread blocks, or where that is 0
+// to one that all know, with many workers as words for all. A worker has eight numbers, its neighbour the other eight
+// of sixteen.
 template <bool CLUSTER, int WORKERS>
 __device__ __forceinline__ void rotate_last(const float* shared, int order, float factor, float scale, int cluster,
                                             uint64_t* rounded, int8_t* out, int first, int many_groups) {
@@ -163,7 +164,8 @@ __device__ __forceinline__ void fetch_columns(const unsigned* from, int log_powe
 
 // A row of g by the thread blocks of a cluster: each fetches some columns of the (base, power) matrix and multiplies
 // them by the base matrix, then each has some rows. Their bytes go to the shared memory of all, where they are once
-// `rounded` was passed, or with `global` to where `out` is for all; then the next row may follow after the cluster has met.
+// `rounded` was passed, or with `global` to where `out` is for all; then the next row may follow after the cluster has
+// met.
 // `turned` changes its phase once a call, `rounded` where it is used.
 template <int BASE, int WORKERS = kStackWorkers>
 __device__ __forceinline__ void rotate_shared(const StackPlan& p, const unsigned* g, const float* signs, float scale,
@@ -238,7 +240,7 @@ __device__ __forceinline__ void rotate_known(const StackPlan& p, const unsigned*
     multiply_base_known<BASE>(v, [&](int row, float sum) { at[row * padded_index(POWER)] = sum; });
   }
   team_sync();
-  rotate_rows<false>(p, scale, BASE * POWER, 0, nullptr, shared, out);
+  rotate_rows<false, kStackWorkers>(p, scale, BASE * POWER, 0, nullptr, shared, out);
 }
 
 // A row of g that fetch_row left in `shared`. D is power * base with power a multiple of 16; `out` is aligned to 16

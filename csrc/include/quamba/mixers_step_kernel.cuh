@@ -1,7 +1,7 @@
 // mixers_step: the kernel. A thread block a multiprocessor, all there at a time; each owns some channels (their rows of
 // W_in and W_dt, columns of W_x, states) and some rows of W_out. What all need of the others goes through the
-// second-level cache: the sums of W_x, g, and the residual stream. With several sequences a token's norm and its transform are one thread
-// block's work, and a barrier follows each.
+// second-level cache: the sums of W_x, g, and the residual stream. With several sequences a token's norm and its
+// transform are one thread block's work, and a barrier follows each.
 //
 // The sums are integers and exact, so W_x may be cut along K and added up in any order.
 #pragma once
@@ -57,8 +57,8 @@ __device__ __forceinline__ uint32_t rounded4(float4 v, float scale) {
                     round_to_byte(divide(v.z, scale, r)), round_to_byte(divide(v.w, scale, r)));
 }
 
-// The norm of a published row of the residual stream, quantized. A worker has its numbers in registers, and the first of
-// the weights, asked for before there is anything to wait for. MOST: fours of a worker.
+// The norm of a published row of the residual stream, quantized. A worker has its numbers in registers, and the first
+// of the weights, asked for before there is anything to wait for. MOST: fours of a worker.
 template <int MOST>
 __device__ __forceinline__ void norm_row(const StackPlan& p, const StackNumbers& numbers, const unsigned* from,
                                          float* partial, uint32_t* out) {

@@ -6,9 +6,9 @@
 
 namespace quamba {
 
-// acc[row] = the parts of weight[row] . operand over the thread block's rows of a weight, whose tiles are constants. What
-// a warp adds up has a place of its own for each row, so that it is stored, and whoever needs the sum adds: pieces of a row
-// go from team to team, so that there are eight of them, or four where a row is one piece.
+// acc[row] = the parts of weight[row] . operand over the thread block's rows of a weight, whose tiles are constants.
+// What a warp adds up has a place of its own for each row, so that it is stored, and whoever needs the sum adds: pieces
+// of a row go from team to team, so that there are eight of them, or four where a row is one piece.
 template <int BATCH, typename Tiles>
 __device__ __forceinline__ void multiply_known(int slots, int slot_bytes, StackRing& ring, const char* act, int* acc) {
   constexpr StackTiles kTiles = Tiles::kTiles;

@@ -1,6 +1,6 @@
 // mixers_step for many sequences: what is divided otherwise than for few. More workers; matrix instructions for W_x and
-// W_dt, too; W_out cut along K within a cluster, so that each thread block fetches only a part of the transformed g; of u
-// and g a warp has its columns in registers for all rows of a weight. Bytes for all come as words that are zero until
+// W_dt, too; W_out cut along K within a cluster, so that each thread block fetches only a part of the transformed g; of
+// u and g a warp has its columns in registers for all rows of a weight. Bytes for all come as words that are zero until
 // they are there.
 #pragma once
 
@@ -22,8 +22,8 @@ class ManyGrid {
  public:
   __device__ explicit ManyGrid(const StackPlan& p) : counter_(p.counter), grid_(p.grid) {}
 
-  // All arrive, without order: what they wrote is on its way. Who waits for words themselves waits here first, as one thread
-  // that asks for one number is less in their way than all that ask for all.
+  // All arrive, without order: what they wrote is on its way. Who waits for words themselves waits here first, as one
+  // thread that asks for one number is less in their way than all that ask for all.
   __device__ __forceinline__ void meet_early() {
     unsigned* const counter = counter_ + 2 * kCounterSpread;
     early_goal_ += grid_;
@@ -57,9 +57,9 @@ class ManyGrid {
   unsigned goal_ = 0, early_goal_ = 0, grid_;
 };
 
-// acc[row][sequence] += weight[row] . operand[sequence] over the slots of one weight; `words`: the operand, as words for
-// all. A sequence is a row of a matrix instruction, and a row of the weight a column. A
-// lane's 8 bytes of a row of the weight meet those that it has of a sequence. GROUPS: of eight sequences.
+// acc[row][sequence] += weight[row] . operand[sequence] over the slots of one weight; `words`: the operand, as words
+// for all. A sequence is a row of a matrix instruction, and a row of the weight a column. A lane's 8 bytes of a row of
+// the weight meet those that it has of a sequence. GROUPS: of eight sequences.
 template <int GROUPS>
 __device__ __forceinline__ void multiply_many(const StackPlan& p, const StackTiles& tiles, bool second, StackRing& ring,
                                               const ManyGrid& grid, const uint32_t* words, int* acc) {

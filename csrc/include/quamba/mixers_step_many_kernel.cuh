@@ -1,6 +1,6 @@
 // mixers_step for many sequences: the kernel. As for few, a thread block has its channels and its rows of W_out; what
-// others need of it goes through the second-level cache: its rows of the residual stream and then u, the sums of W_x, g and
-// then its transform. Each row of u and of the transformed g is some thread block's or cluster's work.
+// others need of it goes through the second-level cache: its rows of the residual stream and then u, the sums of W_x, g
+// and then its transform. Each row of u and of the transformed g is some thread block's or cluster's work.
 #pragma once
 
 #include "quamba/mixers_step_many_norm.cuh"

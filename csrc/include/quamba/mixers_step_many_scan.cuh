@@ -121,8 +121,8 @@ __device__ __forceinline__ void multiply_tile(const int* weight, int pitch, int 
   for (int k = 0; k < 8 * steps; k += 8) mma(sum, low[k], high[k], low[k + 4], high[k + 4], x[k], x[k + 4]);
 }
 
-// W_dt and softplus: dt to the items. Two warps multiply the same tile, and have half of its sums each: what comes behind
-// them takes longer.
+// W_dt and softplus: dt to the items. Two warps multiply the same tile, and have half of its sums each: what comes
+// behind them takes longer.
 template <int GROUPS>
 __device__ __forceinline__ void find_dt(const StackPlan& p, const StackShare& share, const StackNumbers& numbers,
                                         const ManyScratch& scratch) {

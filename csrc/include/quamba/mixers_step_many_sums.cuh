@@ -1,6 +1,6 @@
 // mixers_step for many sequences: W_x, whose sums run over all thread blocks. Each has some of the sums to add up, of
-// which the others write down their parts, and gives d, B or C to all. Additions in memory, 128 for each sum, would take
-// longer: the second-level cache does 33 a cycle.
+// which the others write down their parts, and gives d, B or C to all. Additions in memory, 128 for each sum, would
+// take longer: the second-level cache does 33 a cycle.
 #pragma once
 
 #include "quamba/mixers_step_many_scan.cuh"

@@ -78,7 +78,8 @@ inline bool can_share_transform(const StackPlan& p) { return p.base > 1 && p.pow
 // each other's they do not know of what else is in it.
 inline bool shares_memory(const StackPlan& p) { return p.tokens >= kStackDistributed && !can_share_transform(p); }
 
-// The ring of weight tiles in so many bytes, or less: of the ways to cut rows, the one that has most in it. Copies of less than 1280 bytes leave half of the memory's speed, so they are for those who have no room.
+// The ring of weight tiles in so many bytes, or less: of the ways to cut rows, the one that has most in it. Copies of
+// less than 1280 bytes leave half of the memory's speed, so they are for those who have no room.
 inline int plan_ring(StackPlan* p, int available) {
   StackShared& s = p->s;
   s.slots = s.slot_bytes = 0;
@@ -118,8 +119,8 @@ inline void plan_shared(StackPlan* p, const int* aligned_to, int available) {
   s.total = kStackFixedBytes + ring + at;
 }
 
-// The same for many sequences: slots of eight rows, cut into as few pieces as the warps can have the columns of in registers,
-// or into twice as many where there is no room for these.
+// The same for many sequences: slots of eight rows, cut into as few pieces as the warps can have the columns of in
+// registers, or into twice as many where there is no room for these.
 inline int plan_ring_many(StackPlan* p, int available) {
   StackShared& s = p->s;
   s.slots = s.slot_bytes = 0;
@@ -213,8 +214,8 @@ void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors,
   }
   p->over_sums = StackDivisor(f.rank + 2 * f.states);
   p->channels = round_up(divide_up(f.inner, processors), 4);
-  // For one sequence, fewer thread blocks that wait for each other and columns of W_x that are copied by 16 bytes are worth
-  // more than all multiprocessors.
+  // For one sequence, fewer thread blocks that wait for each other and columns of W_x that are copied by 16 bytes are
+  // worth more than all multiprocessors.
   if (!MANY && tokens == 1) p->channels = std::max(p->channels, kStackLeastChannels);
   p->grid = divide_up(f.inner, p->channels);
   p->rows = round_up(divide_up(f.model, p->grid), 2);
@@ -229,7 +230,8 @@ void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors,
 }
 
 // How many slots may be under way at a time, where so many bytes should be; two at least. Where the teams do not share
-// the slots evenly, each slot goes from team to team. A team that waits for one must not take the round before for its own:
+// the slots evenly, each slot goes from team to team. A team that waits for one must not take the round before for its
+// own:
 // what is as many slots as there are teams behind the one it had last has to be there.
 inline int plan_flight(const StackShared& s, int bytes, int teams) {
   return std::min(std::max(bytes / s.slot_bytes, 2), s.slots % teams == 0 ? s.slots : s.slots - teams);

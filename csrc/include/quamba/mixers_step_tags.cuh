@@ -1,5 +1,5 @@
-// mixers_step: how thread blocks wait for each other: for the numbers themselves, which come into places that were zero,
-// or for sums that count what was added; bytes take a barrier.
+// mixers_step: how thread blocks wait for each other: for the numbers themselves, which come into places that were
+// zero, or for sums that count what was added; bytes take a barrier.
 #pragma once
 
 #include "quamba/hadamard_quant.cuh"

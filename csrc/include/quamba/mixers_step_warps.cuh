@@ -68,7 +68,12 @@ struct StackTiles {
 
   StackTiles() = default;
   __host__ __device__ constexpr StackTiles(int rows, int columns, const StackShared& s, int parts = 1, int part = 0)
-      : rows(rows), columns(columns / parts), first_column(part * (columns / parts)), pitch(columns), whole(rows / kTileWeightRows), rest(rows % kTileWeightRows) {
+      : rows(rows),
+        columns(columns / parts),
+        first_column(part * (columns / parts)),
+        pitch(columns),
+        whole(rows / kTileWeightRows),
+        rest(rows % kTileWeightRows) {
     columns = this->columns;
     slot_columns = quamba::slot_columns(columns, s.slot_columns);
     pieces = divide_up(columns, slot_columns);
@@ -232,9 +237,9 @@ static __device__ __noinline__ void stage_blocks(const StackPlan& p, const Stack
     for (int i = thread; i < static_cast<int>(sizeof(StackBlock) / 4); i += kStackStagers)
       block[i] = reinterpret_cast<const int*>(&b)[i];
     copy_fields(head, true);
-    // What the workers will publish in this block of the stack goes where block l - 4's g was, and block l - 3's residual
-    // stream: all have read these, as they all contributed to what the workers of block l - 2 needed. All will see them
-    // cleared before they wait for the new ones, as they need other things of this block before.
+    // What the workers will publish in this block of the stack goes where block l - 4's g was, and block l - 3's
+    // residual stream: all have read these, as they all contributed to what the workers of block l - 2 needed. All will
+    // see them cleared before they wait for the new ones, as they need other things of this block before.
 #pragma unroll 1
     for (int m = 0; m < p.tokens; ++m) {
 #pragma unroll 1

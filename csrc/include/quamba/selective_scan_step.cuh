@@ -39,7 +39,8 @@ __device__ __forceinline__ float element(const Sequence& s, int64_t b, int64_t c
   return AnyVector{s.data, s.type}[b * s.batch + c * s.channel] * s.scale.or_one(c);
 }
 
-// In one store: of an assignment the compiler makes four of four bytes each, which the second-level cache takes as four.
+// In one store: of an assignment the compiler makes four of four bytes each, which the second-level cache takes as
+// four.
 // For what is not read again.
 __device__ __forceinline__ void store_four(float* p, const float4& v) {
   asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(p), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w));
