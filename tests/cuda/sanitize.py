@@ -1,6 +1,7 @@
 """Every kernel a few times over odd shapes, for `compute-sanitizer --tool TOOL python -m tests.cuda.sanitize`.
 
 racecheck knows barriers only: QUAMBA_SCAN_RELAY=0 leaves out the scan whose warps wait for words in shared memory.
+synccheck tracks fewer barriers than that scan has, and fails, unless it is told: `--num-cuda-barriers 256`.
 """
 
 import os
