@@ -107,8 +107,8 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     }
   }
   __syncwarp();
-  pair_arrives();
-  pair_waits();
+  cluster_arrive_relaxed();
+  cluster_wait();
   wait_for_previous();
 
   if (thread >= kPairWorkers) {
@@ -121,8 +121,8 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     }
     __syncwarp();
     if (!Tile::kHalves) {
-      pair_arrives();
-      pair_waits();
+      cluster_arrive_relaxed();
+      cluster_wait();
     }
     return;
   }
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     }
 
   uint32_t sum[Tile::kDeep][Tile::kSums];
-  const uint32_t own_empty = pair_address(empty, rank), other_empty = pair_address(empty, other);
+  const uint32_t own_empty = remote_address(empty, rank), other_empty = remote_address(empty, other);
   const auto release = [&](int turn) {
     if (thread % kPairGroupThreads == 0) {
       pair_arrive(own_empty + turn % Tile::kStages * 8);
@@ -199,26 +199,26 @@ __global__ void __launch_bounds__(kPairThreads, 1)
   for (int d = 0; d < Tile::kDeep; ++d)
 #pragma unroll
     for (int i = 0; i < Tile::kSums; ++i) cute::warpgroup_fence_operand(sum[d][i]);
-  if (!Tile::kHalves) pair_arrives();  // nothing is asked of the other block any more
+  if (!Tile::kHalves) cluster_arrive_relaxed();  // nothing is asked of the other block any more
   barrier_wait(known, 0);
 
   if constexpr (!Tile::kBytes) {
     constexpr int kWords = 8;  // of a thread's sums in a run of 16
     if constexpr (Tile::kHalves) {
       char* const place = handed + group * Tile::kHanded / kPairGroups + thread % kPairGroupThreads * 16;
-      const uint32_t to = pair_address(place, other), barrier = pair_address(given + group, other);
+      const uint32_t to = remote_address(place, other), barrier = remote_address(given + group, other);
 #pragma unroll
       for (int i = 0; i < Tile::kOwn * kWords; i += 4) {
         uint32_t v[4];
 #pragma unroll
         for (int e = 0; e < 4; ++e) v[e] = rank ? sum[0][i + e] : sum[0][Tile::kOwn * kWords + i + e];
-        pair_send(to + i / 4 * 16 * kPairGroupThreads, v, barrier);
+        send(to + i / 4 * 16 * kPairGroupThreads, make_uint4(v[0], v[1], v[2], v[3]), barrier);
       }
       if (rank) {
 #pragma unroll
         for (int i = 0; i < Tile::kOwn * kWords; ++i) sum[0][i] = sum[0][Tile::kOwn * kWords + i];
       }
-      pair_wait(given + group, 0);
+      barrier_wait_cluster(given + group, 0);
 #pragma unroll
       for (int i = 0; i < Tile::kOwn * kWords; i += 4) {
         const uint4 v = *reinterpret_cast<const uint4*>(place + i / 4 * 16 * kPairGroupThreads);
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
         }
     }
   }
-  if (!Tile::kHalves) pair_waits();
+  if (!Tile::kHalves) cluster_wait();
 }
 
 }  // namespace quamba

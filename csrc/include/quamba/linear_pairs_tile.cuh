@@ -6,7 +6,7 @@
 
 #include <utility>
 
-#include "quamba/barrier.cuh"
+#include "quamba/cluster.cuh"
 
 namespace quamba {
 
@@ -64,37 +64,9 @@ struct PairTile {
   static_assert(!(kHalves && kDeep > 1) && !(kHalves && kBytes), "sums are handed over by 64 rows");
 };
 
-__device__ __forceinline__ uint32_t pair_address(const void* own, uint32_t rank) {
-  uint32_t address;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own)), "r"(rank));
-  return address;
-}
-
-// Four numbers for the other thread block, and its barrier that counts their bytes.
-__device__ __forceinline__ void pair_send(uint32_t to, const uint32_t* v, uint32_t barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.u32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
-               "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3]), "r"(barrier)
-               : "memory");
-}
-
 __device__ __forceinline__ void pair_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-
-__device__ __forceinline__ void pair_wait(uint64_t* barrier, int parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(shared_address(barrier)),
-      "r"(parity)
-      : "memory");
-}
-
-__device__ __forceinline__ void pair_arrives() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
-__device__ __forceinline__ void pair_waits() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
 // Rows of 128 bytes in shared memory, eight to a pattern of the swizzle, as the matrix unit is told them: `place` in 16
 // bytes.
