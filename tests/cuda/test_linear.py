@@ -200,7 +200,6 @@ def test_pairs(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out
     ],
 )
 def test_pairs_residual(monkeypatch, kernel: str, shape: tuple[int, int, int], per_token: bool) -> None:
-    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
     m, n, k = shape
     x_scale = scales(m, 1) if per_token else scales()
     residual = sliced(randn(m, n, scale=30.0))

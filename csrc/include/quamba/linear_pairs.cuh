@@ -164,8 +164,8 @@ __global__ void __launch_bounds__(kPairThreads, 1)
       for (int k = 0; k < kPairStage / 32; ++k)
 #pragma unroll
         for (int d = 0; d < Tile::kDeep; ++d)
-          pair_multiply<typename Tile::Multiply>(pair_operand(x + (d * 64 * kPairStage + 32 * k) / 16),
-                                                 pair_operand(weight + 2 * k), sum[d], turn == 0 && k == 0,
+          pair_multiply<typename Tile::Multiply>(swizzled_operand(x + (d * 64 * kPairStage + 32 * k) / 16),
+                                                 swizzled_operand(weight + 2 * k), sum[d], turn == 0 && k == 0,
                                                  std::make_index_sequence<Tile::kSums>{});
       cute::warpgroup_commit_batch();
       cute::warpgroup_wait<1>();

@@ -1,12 +1,12 @@
 // linear by pairs of thread blocks: how a tile is cut, and the instructions for clusters and the matrix unit.
 #pragma once
 
-#include <cute/arch/mma_sm90_desc.hpp>
 #include <cute/arch/mma_sm90_gmma.hpp>
 
 #include <utility>
 
 #include "quamba/cluster.cuh"
+#include "quamba/matrix_operand.cuh"
 
 namespace quamba {
 
@@ -66,17 +66,6 @@ struct PairTile {
 
 __device__ __forceinline__ void pair_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-// Rows of 128 bytes in shared memory, eight to a pattern of the swizzle, as the matrix unit is told them: `place` in 16
-// bytes.
-__device__ __forceinline__ uint64_t pair_operand(uint32_t place) {
-  cute::GmmaDescriptor operand;
-  operand.bitfield.leading_byte_offset_ = 1;
-  operand.bitfield.stride_byte_offset_ = 8 * kPairStage >> 4;
-  operand.bitfield.layout_type_ = 1;
-  operand.reg32_[0] += place;
-  return operand.desc_;
 }
 
 template <typename Multiply, int COUNT, std::size_t... I>

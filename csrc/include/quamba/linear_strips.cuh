@@ -8,10 +8,10 @@
 #pragma once
 
 #include <cute/arch/mma_sm90_gmma.hpp>
-#include <cute/arch/mma_sm90_desc.hpp>
 #include <cutlass/arch/barrier.h>
 
 #include "quamba/linear_short.cuh"
+#include "quamba/matrix_operand.cuh"
 
 namespace quamba {
 
@@ -33,18 +33,8 @@ struct StripShared {
   __host__ __device__ constexpr int total(int groups) const { return 1024 + columns() + 12 * kStripSide * groups; }
 };
 
-// A place in shared memory as the matrix unit is told it, in 16 bytes: rows of 128 bytes, eight to a pattern of the
-// swizzle. Places add up in the low word: two registers to make uniform, not four.
+// A place in shared memory as swizzled_operand takes it.
 __device__ __forceinline__ uint32_t strip_place(const char* at) { return cute::cast_smem_ptr_to_uint(at) >> 4; }
-
-__device__ __forceinline__ uint64_t strip_operand(uint32_t place) {
-  cute::GmmaDescriptor operand;
-  operand.bitfield.leading_byte_offset_ = 1;
-  operand.bitfield.stride_byte_offset_ = 8 * kStripStage >> 4;
-  operand.bitfield.layout_type_ = 1;
-  operand.reg32_[0] += place;
-  return operand.desc_;
-}
 
 // sum (64, 64) = x (64, 32 STEPS) weight (64, 32 STEPS), strips both. A thread of the team gets, of rows lane / 4 and
 // lane / 4 + 8 of its warp's sixteen, columns 8 j + lane % 4 * 2 and the next, in this order.
@@ -58,7 +48,7 @@ __device__ __forceinline__ void multiply_strips(uint32_t (&sum)[32], uint32_t x,
 #pragma unroll
   for (int s = 0; s < STEPS; ++s) {
     const uint32_t at = (s / 4 * kStripBox + s % 4 * 32) >> 4;
-    Multiply::fma(strip_operand(x + at), strip_operand(weight + at), sum[0], sum[1], sum[2], sum[3], sum[4], sum[5],
+    Multiply::fma(swizzled_operand(x + at), swizzled_operand(weight + at), sum[0], sum[1], sum[2], sum[3], sum[4], sum[5],
                   sum[6], sum[7], sum[8], sum[9], sum[10], sum[11], sum[12], sum[13], sum[14], sum[15], sum[16], sum[17],
                   sum[18], sum[19], sum[20], sum[21], sum[22], sum[23], sum[24], sum[25], sum[26], sum[27], sum[28],
                   sum[29], sum[30], sum[31], s == 0 ? ScaleOut::Zero : ScaleOut::One);

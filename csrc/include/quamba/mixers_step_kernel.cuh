@@ -41,8 +41,7 @@ __device__ __forceinline__ float rounded_to(float v, Type type) {
 
 // `partial` is free again after the next meeting of the workers.
 __device__ __forceinline__ float team_sum(float v, float* partial) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  v = warp_sum(v);
   if ((threadIdx.x & 31) == 0) partial[threadIdx.x / 32] = v;
   team_sync();
   v = 0.0f;

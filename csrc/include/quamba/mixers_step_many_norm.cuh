@@ -48,8 +48,7 @@ __device__ __forceinline__ void norm_row_many(const StackPlan& p, int l, int m, 
     await<1>(from + 4 * i, 0, 1, more);
     add(more[0]);
   }
-#pragma unroll
-  for (int offset = 16; offset > 0; offset >>= 1) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+  squares = warp_sum(squares);
   if ((threadIdx.x & 31) == 0) partial[threadIdx.x / 32] = squares;
   many_sync();
   squares = 0.0f;

@@ -130,8 +130,7 @@ __device__ __forceinline__ void norm_sums(const StackPlan& p, int l, const Stack
     float squares = 0.0f;
 #pragma unroll 1
     for (int r = begin + lane; r < end; r += 32) squares = fmaf(row[r], row[r], squares);
-#pragma unroll
-    for (int offset = 16; offset > 0; offset >>= 1) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+    squares = warp_sum(squares);
     const float size_wide = static_cast<float>(end - begin);
     const float factor = rsqrtf(divide(squares, size_wide, reciprocal_approx(size_wide)) + numbers.block().dbc_eps);
 #pragma unroll 1

@@ -188,8 +188,7 @@ __device__ __forceinline__ void split_sums(const StackPlan& p, int l, const Stac
       const float v = scratch.bc[m * sums + r];
       squares = fmaf(v, v, squares);
     }
-#pragma unroll
-    for (int offset = 16; offset > 0; offset >>= 1) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
+    squares = warp_sum(squares);
     const float size_wide = static_cast<float>(end - begin);
     const float factor = rsqrtf(divide(squares, size_wide, reciprocal_approx(size_wide)) + numbers.block().dbc_eps);
 #pragma unroll 1

@@ -7,6 +7,13 @@
 
 namespace quamba {
 
+// In every lane.
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1) v += __shfl_xor_sync(0xffffffffu, v, offset);
+  return v;
+}
+
 // The workers of a thread block, so many, meet.
 template <int WORKERS = kStackWorkers>
 __device__ __forceinline__ void team_sync() {

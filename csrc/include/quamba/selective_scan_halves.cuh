@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(HalvesLayout<GROUPS>::kThreads, 1)
              static_cast<char*>(p.out) + (b * p.length * p.channels + c) * size, p.channels * size,
              c0 + threadIdx.x < p.channels ? length : 0);
   }
-  arrive_in_cluster();
+  cluster_arrive_relaxed();
   if (threadIdx.x < At::kChannels) {
     const int64_t c = channel_of(threadIdx.x);
     prefetch(p.A + c * p.a_channel);
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(HalvesLayout<GROUPS>::kThreads, 1)
     if (piece == 0) *floats(as + 128 * j) = a[j] * kLog2E;
     hand_on(word_at(to + 256 * j), initial[j], first ? 0u : ~0u);
   }
-  wait_for_words();  // the other block is there
+  cluster_wait();  // the other block is there
 #pragma unroll
   for (int i = 0; i < GROUPS; ++i) {
     const float bias = from_bits(dt_bias[i], p.dt_bias.type);
@@ -200,10 +200,10 @@ __global__ void __launch_bounds__(HalvesLayout<GROUPS>::kThreads, 1)
   wait_copies();
   __syncthreads();  // the scales of B and C, the words and tables of all threads
   if (threadIdx.x == 0) show_to_cluster();
-  arrive_in_cluster();
+  cluster_arrive_relaxed();
   if (group == 0) widen(0);
   __syncthreads();
-  wait_for_words();
+  cluster_wait();
 
   const int bytes = kept_offset(At::kTiles + piece * (kHalvesSteps / 4) * At::kQuad + row);
   const int table = kept_offset(At::kSoftplus + (group * 256 * kHalvesChannels + among) * 4);

@@ -2,6 +2,7 @@
 // each other a state.
 #pragma once
 
+#include "quamba/cluster.cuh"
 #include "quamba/launch.cuh"
 #include "quamba/selective_scan.cuh"
 
@@ -139,23 +140,11 @@ __device__ __forceinline__ void show_to_cluster() {
 #endif
 }
 
-__device__ __forceinline__ void arrive_in_cluster() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#endif
-}
-
-// A barrier of a cluster's blocks in two parts: what a block writes to its words before the first is there when another
-// block's threads have passed the second. The threads of a block have not met by that. On Hopper.
+// A barrier of a cluster's blocks in two parts: what a block writes to its words before this one is there when another
+// block's threads have passed the second, cluster_wait(). The threads of a block have not met by that. On Hopper.
 __device__ __forceinline__ void words_are_ready() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void wait_for_words() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
 

@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
   widen_states(At::kWide, kSecond);
   fetch_states(2);
   __syncthreads();
-  if constexpr (BLOCKS > 1) wait_for_words();
+  if constexpr (BLOCKS > 1) cluster_wait();
 
   const int own = kept_offset(At::kPrepared + warp * 3 * At::kQuads + among * At::kQuadsPitch + steps * 4);
   const int bytes = kept_offset(At::kTiles + (piece * kRelaySteps + steps) * At::kRow +
