@@ -170,8 +170,7 @@ RelayPlan plan_relay(const ScanParams& p, int device, int processors) {
 #ifdef QUAMBA_SM90
   if (major == 9 && processors > 1) {
     consider(kPairedGroups, 2);
-    // Fewer groups only where they are forced: their kernels have yet to run under every test.
-    for (int groups = forced ? kHalvesFewest : kHalvesGroups; groups <= kHalvesGroups; ++groups) {
+    for (int groups = kHalvesFewest; groups <= kHalvesGroups; ++groups) {
       if (forced ? std::atoi(forced) != groups || !halved : p.length < 1024) continue;
       const int channels = groups * kHalvesChannels;
       const int64_t shares = (p.channels + channels - 1) / channels * p.batch;

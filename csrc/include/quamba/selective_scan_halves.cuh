@@ -138,7 +138,6 @@ __global__ void __launch_bounds__(HalvesLayout<GROUPS>::kThreads, 1)
     for (const Scale* s : {&p.x.scale, &p.dt.scale, &p.z.scale, &p.out_scale})
       if (s->data != nullptr) prefetch(s->data + c * s->stride);
   }
-  let_next_start();
   wait_for_previous();
   // All that the block reads at first is asked for before any of it is used.
   if (group == 0) fetch(0);
@@ -313,6 +312,7 @@ __global__ void __launch_bounds__(HalvesLayout<GROUPS>::kThreads, 1)
         write([&](int t, const float(&v)[4]) { write_results<float>(rows, t, v, [](float v) { return v; }); });
     }
   }
+  let_next_start();  // not before: the first of its blocks would gather on multiprocessors that are free
   wait_copies();  // of chunks that do not come
   if (p.state && c0 + row < p.channels && (pieces - 1) % (At::kPieces * 2) == rank * At::kPieces + piece) {
 #pragma unroll

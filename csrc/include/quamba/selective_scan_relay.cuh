@@ -115,7 +115,6 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
   }
   if (threadIdx.x < 4) expect_warps(counter(threadIdx.x), At::kThreads / 32);
   __syncthreads();
-  let_next_start();
   wait_for_previous();
   // All that the block reads at first is asked for before any of it is used.
   constexpr int kSecond = At::kPrepared - At::kRaw;  // where the second chunk of B and C waits, unused as yet
@@ -299,6 +298,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
     }
     wide = wide == (At::kRing - 1) * At::kWide ? 0 : wide + At::kWide;
   }
+  let_next_start();  // not before: the first of its blocks would gather on multiprocessors that are free
   wait_copies();  // of chunks that do not come
   if (p.state && c0 + row < p.channels && (pieces - 1) % (At::kPieces * BLOCKS) == rank * At::kPieces + piece) {
 #pragma unroll
