@@ -12,7 +12,8 @@ struct Place {
   int64_t offset, bytes;
 };
 
-Tensor prefill(const Tensor& hidden, const Block& block, ScalarType wide_dtype, ScalarType out_dtype,
+// `own`: hidden may be overwritten, and the residual stream stays where it is: less for the second-level cache to hold.
+Tensor prefill(const Tensor& hidden, bool own, const Block& block, ScalarType wide_dtype, ScalarType out_dtype,
                const OptionalTensor& mask, const OptionalTensor& conv_state, const OptionalTensor& ssm_state,
                OptionalTensor* pool) {
   const std::vector<OptionalTensor>& t = block.tensors;
@@ -85,6 +86,8 @@ Tensor prefill(const Tensor& hidden, const Block& block, ScalarType wide_dtype, 
     g = hadamard_quant(g, given(kBlockGScale));
   }
   const OptionalTensor left = block.flags[kBlockResidual] ? OptionalTensor(hidden) : none;
+  const bool over = own && left && hidden.scalar_type() == out_dtype;
+  const Placed placed(hidden, 0, over ? hidden.numel() * size_of(type_of(out_dtype, "out_dtype")) : 0);
   return linear(g, given(kBlockGScale), given(kBlockOutWeight), given(kBlockOutWeightScale), t[kBlockOutBias], left,
                 none, out_dtype);
 }
@@ -106,7 +109,7 @@ Tensor blocks_prefill(const Tensor& hidden, const std::vector<int64_t>& blocks, 
   if (mask && mask->scalar_type() != ScalarType::Bool) padding = torch::stable::to(*mask, ScalarType::Bool);
   Tensor stream = hidden;
   for (size_t i = 0; i < blocks.size(); ++i)
-    stream = prefill(stream, *kept_block(blocks[i]), wide_dtype, out_dtype, padding, state_of(conv_states, i),
+    stream = prefill(stream, i > 0, *kept_block(blocks[i]), wide_dtype, out_dtype, padding, state_of(conv_states, i),
                      state_of(ssm_states, i), &pool);
   return stream;
 }

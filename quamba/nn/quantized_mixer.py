@@ -180,7 +180,7 @@ class QuantizedMixer(nn.Module):
         """A zero state for that many sequences."""
         return self.config.new_state(batch, device, conv_dtype=self.state_dtype())
 
-    def _float(self, like: Tensor) -> torch.dtype:
+    def wide_dtype(self, like: Tensor) -> torch.dtype:
         """The dtype of what stays float between two ops: float32 on a CPU, where half precision gains nothing."""
         return torch.float32 if like.device.type == "cpu" else self.config.dtype
 
@@ -235,7 +235,7 @@ class QuantizedMixer(nn.Module):
                 else:
                     token = ops.mixer_step(hidden, *self.step_arguments, out_dtype, state.conv, state.ssm)
                 return token[:, None]
-        wide = self._float(hidden)
+        wide = self.wide_dtype(hidden)
         # A CPU gains nothing by one op for all.
         if not step and hidden.is_cuda and self.block is not None and not ops.watched():
             out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype

@@ -97,7 +97,12 @@ class Program:
         Returns:
             (B, V): the logits behind each sequence's last token.
         """
-        stream = self._blocks(self.embedding(input_ids), mask, states)
+        stream = self.embedding(input_ids)
+        # Single tokens take the ops for them, whose sums are others.
+        if self._stacked and (input_ids.shape[1] > 1 or mask is not None) and not ops.watched():
+            stream = stack.prefill(self._mixers, stream, mask, states)  # type: ignore[arg-type]
+        else:
+            stream = self._blocks(stream, mask, states)
         return self.tail(stream[:, -1:])[:, -1]
 
     def _blocks(self, stream: Tensor, mask: Tensor | None, states: Sequence[MixerState]) -> Tensor:

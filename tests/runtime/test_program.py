@@ -74,6 +74,25 @@ def test_a_stack_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
+def test_prompts_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = make("mamba-biased", dtype=torch.bfloat16), token_ids(2, 7)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
+    one_by_one = Program(model)
+    monkeypatch.setattr("quamba.nn.stack.serves", lambda mixers, device: True)
+    together, calls = Program(model), []
+    prefill = stack.prefill
+    monkeypatch.setattr("quamba.nn.stack.prefill", lambda *args: calls.append(1) or prefill(*args))
+    a, b = fresh(one_by_one, 2), fresh(together, 2)
+    for length, given in ((7, None), (7, mask), (2, None), (1, mask[:, -1:]), (1, None)):
+        found = together.prefill(ids[:, :length], given, b.first(2))
+        assert torch.equal(found, one_by_one.prefill(ids[:, :length], given, a.first(2)))
+        assert all(torch.equal(x, y) for x, y in zip(a.tensors, b.tensors, strict=True))
+    with ops.reference():
+        together.prefill(ids, None, b.first(2))
+    assert len(calls) == 4
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("wide", [True, False])
 def test_mamba_ssm_models(wide: bool) -> None:
     from quamba import quantize
