@@ -6,8 +6,7 @@
 // of a cluster take channels together, each every second chunk, and eight warps of both are at work on a channel's
 // states. Both lanes of a channel prepare all of its steps, as there is no room to exchange them.
 //
-// The groups of a block take turns at bringing a chunk: a warp's share of every chunk would be mostly addresses. Each
-// block computes half of the tables of softplus, and gives it to the other.
+// The groups of a block take turns at bringing a chunk: a warp's share of every chunk would be mostly addresses.
 #pragma once
 
 #include "quamba/selective_scan_handover.cuh"
@@ -129,77 +128,72 @@ __global__ void __launch_bounds__(HalvesLayout<GROUPS>::kThreads, 1)
              static_cast<char*>(p.out) + (b * p.length * p.channels + c) * size, p.channels * size,
              c0 + threadIdx.x < p.channels ? length : 0);
   }
-  cluster_arrive_relaxed();
-  if (threadIdx.x < At::kChannels) {
-    const int64_t c = channel_of(threadIdx.x);
-    prefetch(p.A + c * p.a_channel);
-    prefetch(static_cast<const char*>(p.dt_bias.data) + c * size_of(p.dt_bias.type));
-    prefetch(static_cast<const char*>(p.D.data) + c * size_of(p.D.type));
-    for (const Scale* s : {&p.x.scale, &p.dt.scale, &p.z.scale, &p.out_scale})
-      if (s->data != nullptr) prefetch(s->data + c * s->stride);
-  }
-  wait_for_previous();
-  // All that the block reads at first is asked for before any of it is used.
-  if (group == 0) fetch(0);
-  if (group == 1) fetch(1);
-  const int64_t channel = channel_of(row);
-  const bool first = piece == At::kPieces - 1 && rank == 0;
-  float a[kHalf] = {}, initial[kHalf] = {};
-  if (piece == 0) {
-#pragma unroll
-    for (int j = 0; j < kHalf; ++j) a[j] = p.A[channel * p.a_channel + (kHalf * half + j) * p.a_state];
-  }
-  if (first && p.state) {
-#pragma unroll
-    for (int j = 0; j < kHalf; ++j)
-      initial[j] = p.state[b * p.state_batch + channel * p.state_channel + (kHalf * half + j) * p.state_state];
-  }
-  float dt_scale[GROUPS];
-  uint32_t dt_bias[GROUPS];
-#pragma unroll
-  for (int i = 0; i < GROUPS; ++i) {
-    const int64_t c = channel_of(i * kHalvesChannels + threadIdx.x % kHalvesChannels);
-    dt_scale[i] = p.dt.scale.or_one(c), dt_bias[i] = load_bits(p.dt_bias, c);
-  }
-  if (threadIdx.x < At::kChannels) {
-    const int64_t c = channel_of(threadIdx.x);
-    const uint32_t skip = load_bits(p.D, c);
-    reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
-        make_float4(p.x.scale.or_one(c), 0.5f * from_bits(skip, p.D.type), reciprocal_approx(p.out_scale.or_one(c)),
-                    p.z.scale.or_one(c));
-  } else if (threadIdx.x >= At::kThreads - 2 * kRelayStates) {
-    const int i = threadIdx.x - (At::kThreads - 2 * kRelayStates);
-    floats(At::kScales)[i] = (i < kRelayStates ? p.B : p.C).scale.or_one(i % kRelayStates);
-  }
-
   // A word waits for the warp of the next piece where this warp, or the state that the call began with, has put it.
   const auto handed_by = [&](int piece) {
     return kept_offset(At::kHanded + ((piece * GROUPS + group) * kHalf * 32 + lane) * 8);
   };
   const auto word_at = [&](int offset) { return reinterpret_cast<uint64_t*>(arena + offset); };
   const int from = handed_by((piece + At::kPieces - 1) % At::kPieces), to = handed_by(piece);
+#pragma unroll
+  for (int j = 0; j < kHalf; ++j) hand_on(word_at(to + 256 * j), 0.0f, ~0u);
+  __syncthreads();
+  if (threadIdx.x == 0) show_to_cluster();
+  cluster_arrive_relaxed();
+  if (threadIdx.x < At::kChannels) prefetch_channel(p, channel_of(threadIdx.x));
+  wait_for_previous();
+  // The few numbers that all depends on come before the chunks, behind which they would wait. Of the tables a thread has
+  // four neighbouring channels of the group.
+  const int table_channel = lane % 4 * 4;
+  float dt_scale[4];
+  uint32_t dt_bias[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t c = channel_of(group * kHalvesChannels + table_channel + i);
+    dt_scale[i] = scale_early(p.dt.scale, c), dt_bias[i] = load_bits_early(p.dt_bias, c);
+  }
+  const ChannelConstants constants(p, channel_of(static_cast<int>(threadIdx.x) % At::kChannels));
+  const int last = threadIdx.x - (At::kThreads - 2 * kRelayStates);  // those of the states, of B and of C
+  float state_scale = 1.0f;
+  if (last >= 0) state_scale = scale_early((last < kRelayStates ? p.B : p.C).scale, last % kRelayStates);
+  const int64_t channel = channel_of(row);
+  const bool first = piece == At::kPieces - 1 && rank == 0;
+  float a[kHalf] = {}, initial[kHalf] = {};
+  if (piece == 0) {
+#pragma unroll
+    for (int j = 0; j < kHalf; ++j) a[j] = load_early(p.A + channel * p.a_channel + (kHalf * half + j) * p.a_state);
+  }
+  if (first && p.state) {
+#pragma unroll
+    for (int j = 0; j < kHalf; ++j)
+      initial[j] =
+          load_early(p.state + b * p.state_batch + channel * p.state_channel + (kHalf * half + j) * p.state_state);
+  }
+  if (group == 0) fetch(0);
+  if (group == 1) fetch(1);
+  if (threadIdx.x < At::kChannels)
+    reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
+        make_float4(constants.x_scale, 0.5f * from_bits(constants.skip, p.D.type),
+                    reciprocal_approx(constants.out_scale), constants.z_scale);
+  if (last >= 0) floats(At::kScales)[last] = state_scale;
+
   const int as = kept_offset(At::kA + (group * kHalf * 32 + lane) * 4);
 #pragma unroll
   for (int j = 0; j < kHalf; ++j) {
     if (piece == 0) *floats(as + 128 * j) = a[j] * kLog2E;
-    hand_on(word_at(to + 256 * j), initial[j], first ? 0u : ~0u);
+    if (first) hand_on(word_at(to + 256 * j), initial[j], 0);
   }
-  cluster_wait();  // the other block is there
+  for (int i = warp % At::kPieces; i < 32; i += At::kPieces) {
+    const int k = i * 8 + lane / 4;
+    float v[4];
 #pragma unroll
-  for (int i = 0; i < GROUPS; ++i) {
-    const float bias = from_bits(dt_bias[i], p.dt_bias.type);
-    for (int k = threadIdx.x / kHalvesChannels * 2 + rank; k < 256; k += At::kThreads / kHalvesChannels * 2) {
-      const float v = softplus(fmaf(static_cast<float>(static_cast<int8_t>(k)), dt_scale[i], bias));
-      float* const entry =
-          floats(At::kSoftplus) + (i * 256 + k) * kHalvesChannels + threadIdx.x % kHalvesChannels;
-      *entry = v;
-      *in_block(entry, rank ^ 1) = v;
-    }
+    for (int c = 0; c < 4; ++c)
+      v[c] = softplus(
+          fmaf(static_cast<float>(static_cast<int8_t>(k)), dt_scale[c], from_bits(dt_bias[c], p.dt_bias.type)));
+    float* const entries = floats(At::kSoftplus) + (group * 256 + k) * kHalvesChannels + table_channel;
+    store_quad(entries, v);
   }
   wait_copies();
-  __syncthreads();  // the scales of B and C, the words and tables of all threads
-  if (threadIdx.x == 0) show_to_cluster();
-  cluster_arrive_relaxed();
+  __syncthreads();  // the scales of B and C, the tables of all threads
   if (group == 0) widen(0);
   __syncthreads();
   cluster_wait();
@@ -223,15 +217,15 @@ __global__ void __launch_bounds__(HalvesLayout<GROUPS>::kThreads, 1)
     __syncwarp();
     if (lane == 0) count_warp(counter(chunk));
     const uint8_t* const tile = reinterpret_cast<const uint8_t*>(arena) + bytes + chunk % At::kSlots * At::kSlot;
-    const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
+    const float4 kept = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
     float dt[kHalvesSteps], dtx[kHalvesSteps], y[kHalvesSteps];
 #pragma unroll
     for (int i = 0; i < kHalvesSteps; ++i) {
       const uint8_t* const at = tile + i / 4 * At::kQuad + i % 4 * At::kRow;
       dt[i] = floats(table)[at[At::kTile] * kHalvesChannels];
-      const float x = word_to_float(static_cast<int8_t>(*at)) * constants.x;
+      const float x = word_to_float(static_cast<int8_t>(*at)) * kept.x;
       dtx[i] = dt[i] * x;
-      y[i] = constants.y * x;
+      y[i] = kept.y * x;
     }
     const int valid = length - now * kHalvesSteps;
     if (valid < kHalvesSteps) {  // past the end the state must stand still

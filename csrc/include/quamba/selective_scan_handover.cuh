@@ -4,6 +4,7 @@
 
 #include "quamba/cluster.cuh"
 #include "quamba/launch.cuh"
+#include "quamba/linear_result.cuh"
 #include "quamba/selective_scan.cuh"
 
 namespace quamba {
@@ -87,6 +88,32 @@ __device__ __forceinline__ void copy_quad_async(void* shared, const void* global
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global));
 }
 
+// What belongs to a channel, into the second-level cache.
+__device__ __forceinline__ void prefetch_channel(const ScanParams& p, int64_t c) {
+  prefetch(p.A + c * p.a_channel);
+  prefetch(static_cast<const char*>(p.dt_bias.data) + c * size_of(p.dt_bias.type));
+  prefetch(static_cast<const char*>(p.D.data) + c * size_of(p.D.type));
+  for (const Scale* s : {&p.x.scale, &p.dt.scale, &p.z.scale, &p.out_scale})
+    if (s->data != nullptr) prefetch(s->data + c * s->stride);
+}
+
+// The scale, or 1, asked for where this is written.
+__device__ __forceinline__ float scale_early(const Scale& s, int64_t i) {
+  return s ? load_early(s.data + i * s.stride) : 1.0f;
+}
+
+// What preparing and finishing a channel take, asked for likewise.
+struct ChannelConstants {
+  float x_scale, out_scale, z_scale;
+  uint32_t skip;
+
+  __device__ __forceinline__ ChannelConstants(const ScanParams& p, int64_t c)
+      : x_scale(scale_early(p.x.scale, c)),
+        out_scale(scale_early(p.out_scale, c)),
+        z_scale(scale_early(p.z.scale, c)),
+        skip(load_bits_early(p.D, c)) {}
+};
+
 // A state and the number of the piece that it is for: one access, so that either tells about the other.
 __device__ __forceinline__ uint64_t look(const uint64_t* word) {
   uint64_t value;
@@ -132,19 +159,11 @@ __device__ __forceinline__ void hand_on_anywhere(uint64_t* word, float state, un
   asm volatile("st.volatile.b64 [%0], %1;" ::"l"(word), "l"(value));
 }
 
-// The first part of words_are_ready() in two: what the threads of a block wrote before they met is there when one of
-// them calls show_to_cluster() before all arrive. Each thread by itself would wait for its copies from memory, too.
+// What the threads of a block wrote before they met is there behind a barrier of the cluster, cluster_arrive_relaxed(),
+// when one of them calls this before all arrive. Each thread by itself would wait for its copies from memory, too.
 __device__ __forceinline__ void show_to_cluster() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.acq_rel.cluster;" ::: "memory");
-#endif
-}
-
-// A barrier of a cluster's blocks in two parts: what a block writes to its words before this one is there when another
-// block's threads have passed the second, cluster_wait(). The threads of a block have not met by that. On Hopper.
-__device__ __forceinline__ void words_are_ready() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #endif
 }
 

@@ -113,58 +113,64 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
              static_cast<char*>(p.out) + (b * p.length * p.channels + c) * size, p.channels * size,
              c0 + threadIdx.x < p.channels ? length : 0);
   }
-  if (threadIdx.x < 4) expect_warps(counter(threadIdx.x), At::kThreads / 32);
-  __syncthreads();
-  wait_for_previous();
-  // All that the block reads at first is asked for before any of it is used.
-  constexpr int kSecond = At::kPrepared - At::kRaw;  // where the second chunk of B and C waits, unused as yet
-  fetch_states(0);
-  fetch_states(1, kSecond);
-  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
-  const int64_t channel = channel_of(row);
-  const bool first = piece == At::kPieces - 1 && rank == 0;
-  float a[4] = {}, initial[4] = {};
-  if (piece == 0) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) a[j] = p.A[channel * p.a_channel + (4 * quarter + j) * p.a_state];
-  }
-  if (first && p.state) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j)
-      initial[j] = p.state[b * p.state_batch + channel * p.state_channel + (4 * quarter + j) * p.state_state];
-  }
-  constexpr int kWarps = At::kThreads / 32, kTables = (At::kChannels + kWarps - 1) / kWarps;  // of a warp
-  float dt_scale[kTables];
-  uint32_t dt_bias[kTables];
-#pragma unroll
-  for (int i = 0; i < kTables; ++i) {
-    const int64_t c = channel_of(warp + i * kWarps);
-    dt_scale[i] = p.dt.scale.or_one(c), dt_bias[i] = load_bits(p.dt_bias, c);
-  }
-  if (threadIdx.x < At::kChannels) {
-    const int64_t c = channel_of(threadIdx.x);
-    const uint32_t skip = load_bits(p.D, c);
-    reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
-        make_float4(p.x.scale.or_one(c), from_bits(skip, p.D.type), reciprocal_approx(p.out_scale.or_one(c)),
-                    p.z.scale.or_one(c));
-  } else if (threadIdx.x >= At::kThreads - 2 * kRelayStates) {
-    const int i = threadIdx.x - (At::kThreads - 2 * kRelayStates);
-    floats(At::kScales)[i] = (i < kRelayStates ? p.B : p.C).scale.or_one(i % kRelayStates);
-  }
-
   // A word waits for the warp of the next piece where this warp, or the state that the call began with, has put it.
   const auto handed_by = [&](int piece) {
     return kept_offset(At::kHanded + ((piece * GROUPS + group) * 4 * 32 + lane) * 8);
   };
   const auto word_at = [&](int offset) { return reinterpret_cast<uint64_t*>(arena + offset); };
   const int from = handed_by((piece + At::kPieces - 1) % At::kPieces), to = handed_by(piece);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) hand_on(word_at(to + 256 * j), 0.0f, ~0u);
+  if (threadIdx.x < 4) expect_warps(counter(threadIdx.x), At::kThreads / 32);
+  __syncthreads();
+  if constexpr (BLOCKS > 1) {
+    if (threadIdx.x == 0) show_to_cluster();
+    cluster_arrive_relaxed();
+  }
+  if (threadIdx.x < At::kChannels) prefetch_channel(p, channel_of(threadIdx.x));
+  wait_for_previous();
+  // The few numbers that all depends on come before the chunks, behind which they would wait.
+  constexpr int kWarps = At::kThreads / 32, kTables = (At::kChannels + kWarps - 1) / kWarps;  // of a warp
+  float dt_scale[kTables];
+  uint32_t dt_bias[kTables];
+#pragma unroll
+  for (int i = 0; i < kTables; ++i) {
+    const int64_t c = channel_of(warp + i * kWarps);
+    dt_scale[i] = scale_early(p.dt.scale, c), dt_bias[i] = load_bits_early(p.dt_bias, c);
+  }
+  const ChannelConstants constants(p, channel_of(static_cast<int>(threadIdx.x) % At::kChannels));
+  const int last = threadIdx.x - (At::kThreads - 2 * kRelayStates);  // those of the states, of B and of C
+  float state_scale = 1.0f;
+  if (last >= 0) state_scale = scale_early((last < kRelayStates ? p.B : p.C).scale, last % kRelayStates);
+  const int64_t channel = channel_of(row);
+  const bool first = piece == At::kPieces - 1 && rank == 0;
+  float a[4] = {}, initial[4] = {};
+  if (piece == 0) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) a[j] = load_early(p.A + channel * p.a_channel + (4 * quarter + j) * p.a_state);
+  }
+  if (first && p.state) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      initial[j] =
+          load_early(p.state + b * p.state_batch + channel * p.state_channel + (4 * quarter + j) * p.state_state);
+  }
+  constexpr int kSecond = At::kPrepared - At::kRaw;  // where the second chunk of B and C waits, unused as yet
+  fetch_states(0);
+  fetch_states(1, kSecond);
+  for (int chunk = 0; chunk < 3; ++chunk) fetch_tiles(chunk);
+  if (threadIdx.x < At::kChannels)
+    reinterpret_cast<float4*>(arena + At::kConstants)[threadIdx.x] =
+        make_float4(constants.x_scale, from_bits(constants.skip, p.D.type), reciprocal_approx(constants.out_scale),
+                    constants.z_scale);
+  if (last >= 0) floats(At::kScales)[last] = state_scale;
+
   const int as = kept_offset(At::kA + (group * 4 * 32 + lane) * 4);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     if (piece == 0) *floats(as + 128 * j) = a[j] * kLog2E;
-    hand_on(word_at(to + 256 * j), initial[j], first ? 0u : ~0u);
+    if (first) hand_on(word_at(to + 256 * j), initial[j], 0);
   }
-  if constexpr (BLOCKS > 1) words_are_ready();
 #pragma unroll
   for (int i = 0; i < kTables; ++i) {
     const int channel = warp + i * kWarps;
@@ -201,7 +207,7 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
       while (!counted(counter(chunk - 2), static_cast<unsigned>(chunk - 2) / 4 % 2)) continue;
     __syncwarp();
     const uint8_t* const tile = reinterpret_cast<const uint8_t*>(arena) + bytes + slot_of(chunk);
-    const float4 constants = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
+    const float4 kept = reinterpret_cast<const float4*>(arena + At::kConstants)[row];
     float skipped[4];
     {
       const int valid = length - now * kRelaySteps - steps;
@@ -210,9 +216,9 @@ __global__ void __launch_bounds__(RelayLayout<GROUPS, BLOCKS>::kThreads, 1)
       for (int i = 0; i < 4; ++i) dt[i] = floats(At::kSoftplus)[row * 256 + tile[At::kTile + i * At::kRow]];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float x = small_to_float(static_cast<int8_t>(tile[i * At::kRow])) * constants.x;
+        const float x = small_to_float(static_cast<int8_t>(tile[i * At::kRow])) * kept.x;
         dtx[i] = dt[i] * x;
-        skipped[i] = constants.y * x;
+        skipped[i] = kept.y * x;
       }
       if (valid < 4) {  // past the end the state must stand still
 #pragma unroll
