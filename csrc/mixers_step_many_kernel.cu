@@ -9,9 +9,9 @@ namespace quamba {
 namespace {
 
 // Launches the kernel, or with `room`, finds how many clusters of it the device takes at a time.
-template <int BASE, bool CLUSTER, int GROUPS>
+template <int BASE, bool CLUSTER, int GROUPS, typename Shape = StackAnyMany>
 cudaError_t launch(const StackParams& p, cudaStream_t stream, int* room) {
-  const auto kernel = mixers_step_many_kernel<BASE, CLUSTER, GROUPS>;
+  const auto kernel = mixers_step_many_kernel<BASE, CLUSTER, GROUPS, Shape>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, p.plan.s.total);
   if (error != cudaSuccess) return error;
   cudaLaunchConfig_t config{};
@@ -26,8 +26,25 @@ cudaError_t launch(const StackParams& p, cudaStream_t stream, int* room) {
   return room ? cudaOccupancyMaxActiveClusters(room, kernel, &config) : cudaLaunchKernelEx(&config, kernel, p);
 }
 
+// With the first of the shapes that the plan has, or with none of them.
+template <int BASE, bool CLUSTER, typename... Shapes>
+bool launch_known(StackManyList<Shapes...>, const StackParams& p, cudaStream_t stream, cudaError_t* error) {
+  const auto tried = [&](auto shape) {
+    using Shape = decltype(shape);
+    if constexpr (Shape::kCluster == CLUSTER) {
+      if (!Shape::fits(p.plan)) return false;
+      *error = launch<BASE, CLUSTER, Shape::kGroups, Shape>(p, stream, nullptr);
+      return true;
+    }
+    return false;
+  };
+  return (tried(Shapes()) || ...);
+}
+
 template <int BASE, bool CLUSTER>
 cudaError_t launch_groups(const StackParams& p, cudaStream_t stream) {
+  cudaError_t error = cudaSuccess;
+  if (launch_known<BASE, CLUSTER>(typename StackManyShapes<BASE>::List(), p, stream, &error)) return error;
   return p.plan.tokens > 8 ? launch<BASE, CLUSTER, 2>(p, stream, nullptr)
                            : launch<BASE, CLUSTER, 1>(p, stream, nullptr);
 }

@@ -42,6 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "the shape of mamba-130m, four tokens": {"model": 768, "inner": 1536, "rank": 48, "batch": 4},
     "the shape of mamba-130m, sixteen tokens": {"model": 768, "inner": 1536, "rank": 48, "batch": 16},
     "the shape of mamba-2.8b": {"model": 2560, "inner": 5120, "rank": 160, "batch": 1},
+    "the shape of mamba-2.8b, sixteen tokens": {"model": 2560, "inner": 5120, "rank": 160, "batch": 16},
     "inner 5120, sixteen tokens": {"inner": 5120, "batch": 16, "rank": 160},
     "inner 8192, sixteen tokens": {"inner": 8192, "batch": 16, "rank": 256},
     "no rotation": {"rotate": False},
@@ -160,6 +161,23 @@ def test_a_shape_that_is_known_changes_no_bit(shape: str) -> None:
             alone = run(mine)
             assert torch.equal(alone[0], both[0][one])
             assert all(torch.equal(a, b[one]) for a, b in zip(alone[1] + alone[2], both[1] + both[2], strict=True))
+
+
+@torch.no_grad()
+def test_a_shape_that_is_known_for_sixteen_changes_no_bit() -> None:
+    """Sixteen sequences take the code for that shape, fifteen the code for all."""
+    args = moved(
+        stack([{}] * 5, **(SHAPE | CHANGES["the shape of mamba-2.8b, sixteen tokens"]), out_dtype=torch.float32)[0]
+    )
+    few = slice(0, 15)
+    fewer = run([args[0][few], *args[1:-2], [t[few] for t in args[-2]], [t[few] for t in args[-1]]])
+    for _ in range(3):
+        all_sequences = run(args)
+        assert torch.equal(all_sequences[0][few], fewer[0])
+        assert all(
+            torch.equal(a[few], b)
+            for a, b in zip(all_sequences[1] + all_sequences[2], fewer[1] + fewer[2], strict=True)
+        )
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ constexpr int kStackSharedWidth = 4096;  // of D: from it on sharing the transfo
 constexpr int kStackBytesACycle = 12;    // of weights that a multiprocessor asks for: what it needs, and no bursts
 // The same for many sequences, whose ring is shorter; and while thread blocks wait for each other, with one slot
 // under way: a memory that is busy makes them wait three times as long.
-constexpr int kManyBytesACycle = 15, kManyBytesACycleSlow = 7;
+constexpr int kManyBytesACycle = 20, kManyBytesACycleSlow = 10;
 constexpr int kStackHadamards[] = {1, 12, 20};  // orders of the base matrix that the kernel has
 
 // What is copied to shared memory for each block. First what has one number a channel of D: these lie together, channel
@@ -40,6 +40,7 @@ enum StackField {
 // Words from one channel's numbers to the next one's, and so for sums and rows: the first two are odd, for the banks.
 constexpr int kChannelWords = 15, kSumWords = 3, kRowWords = 2;
 constexpr int kStackFixedBytes = 4096;  // of shared memory, in front of the ring: StackFixed
+constexpr int kManyFixedBytes = 3392;   // the same for many sequences, where 700 bytes more would be a slot less
 constexpr int kStackOnes = 16;  // bytes: the fields that are one number
 
 __host__ __device__ constexpr bool in_head(int field) { return field >= kOutScale && field <= kGScale; }

@@ -5,6 +5,7 @@
 
 #include "quamba/mixers_step_many_norm.cuh"
 #include "quamba/mixers_step_many_recurrence.cuh"
+#include "quamba/mixers_step_many_shape.cuh"
 #include "quamba/mixers_step_many_sums.cuh"
 
 namespace quamba {
@@ -32,15 +33,24 @@ __device__ __forceinline__ void transform_many(const StackPlan& p, int l, StackF
   }
 }
 
+// A warp's arrival. All of its threads would arrive one after the other.
+__device__ __forceinline__ void arrive_warp(uint64_t* barrier) {
+  __syncwarp();
+  if ((threadIdx.x & 31) == 0) barrier_arrive(barrier);
+}
+
 // From here on those who stream are in nobody's way, or from here on they are again.
 __device__ __forceinline__ void turn_stream(StackBarriers& barriers) {
   if (threadIdx.x == 0) barrier_arrive(&barriers.quick);
 }
 
 // What the workers do.
-template <int BASE, bool CLUSTER, int GROUPS>
+template <int BASE, bool CLUSTER, int GROUPS, typename Shape>
 __device__ __forceinline__ void work_many(const StackPlan& p, StackFixed& fixed, char* shared) {
-  const StackShare share = fixed.share;
+  const StackShare share = share_of<Shape>(p, fixed);
+  const auto tiles = [&](int second) -> const StackTiles& {
+    return Shape::kKnown ? share.tiles[second] : fixed.share.tiles[second];
+  };
   StackBarriers& barriers = fixed.barriers;
   const StackFormat& f = p.f;
   int* const acc = reinterpret_cast<int*>(shared + p.s.acc);
@@ -48,7 +58,7 @@ __device__ __forceinline__ void work_many(const StackPlan& p, StackFixed& fixed,
   float* const kept = reinterpret_cast<float*>(shared + p.s.kept);
   int* const gathered = reinterpret_cast<int*>(shared + p.s.gathered);
   ManyScratch scratch;
-  scratch.items = reinterpret_cast<float4*>(shared + p.s.items);
+  scratch.items = reinterpret_cast<float2*>(shared + p.s.items);
   scratch.x = reinterpret_cast<int8_t*>(shared + p.s.x), scratch.d = reinterpret_cast<int8_t*>(shared + p.s.d);
   scratch.bc = reinterpret_cast<float*>(shared + p.s.bc), scratch.wide = raw;
   StackRing ring(shared, &barriers, kManyWarps);
@@ -65,7 +75,7 @@ __device__ __forceinline__ void work_many(const StackPlan& p, StackFixed& fixed,
     first_windows(p, share, numbers, window);
     grid.wait(p.tokens);
     turn_stream(barriers);
-    multiply_many<GROUPS>(p, fixed.share.tiles[0], false, ring, grid,
+    multiply_many<GROUPS>(p, tiles(0), false, ring, grid,
                           p.u_words + turn(l, many_bytes(GROUPS, f.model) / 4), acc);
     barrier_wait(&barriers.body_staged, l & 1);
     many_sync();
@@ -85,7 +95,7 @@ __device__ __forceinline__ void work_many(const StackPlan& p, StackFixed& fixed,
     many_sync();
     recur<BASE, GROUPS>(p, l, share, numbers, states, scratch);
     turn_stream(barriers);
-    barrier_arrive(&barriers.body_spent);
+    arrive_warp(&barriers.body_spent);
     if constexpr (BASE > 0) {
       transform_many<BASE, CLUSTER, GROUPS>(p, l, fixed, grid, numbers.one(kGScale), &turns, &rounds, raw);
     } else {
@@ -93,23 +103,23 @@ __device__ __forceinline__ void work_many(const StackPlan& p, StackFixed& fixed,
     }
     grid.wait(BASE == 0 ? p.grid : CLUSTER && BASE > 1 ? p.tokens * p.cluster : p.tokens);
     if constexpr (BASE == 0) grid.sure();
-    multiply_many<GROUPS>(p, fixed.share.tiles[1], true, ring, grid,
+    multiply_many<GROUPS>(p, tiles(1), true, ring, grid,
                           p.g_words + turn(l, many_bytes(GROUPS, f.inner) / 4), acc);
     many_sync();
     if constexpr (CLUSTER) hand_over<GROUPS>(p, barriers, l & 1, acc, gathered);
     add_rows_many<GROUPS>(p, l, share, numbers, gathered, kept, acc);
-    barrier_arrive(&barriers.spent[l & 1]);
+    arrive_warp(&barriers.spent[l & 1]);
   }
 }
 
 // BASE: order of the base matrix of the transform of g; 0: there is no transform. CLUSTER: thread blocks of a cluster
 // share it, and W_out. GROUPS: of eight sequences.
-template <int BASE, bool CLUSTER, int GROUPS>
+template <int BASE, bool CLUSTER, int GROUPS, typename Shape>
 __global__ void __launch_bounds__(kManyThreads, 1) mixers_step_many_kernel(const __grid_constant__ StackParams params) {
   extern __shared__ __align__(128) char memory[];
   char* const first = kept_address(memory);
   StackFixed& fixed = *reinterpret_cast<StackFixed*>(first);
-  char* const shared = first + kStackFixedBytes;
+  char* const shared = first + kManyFixedBytes;
   const StackPlan& p = params.plan;
   StackBarriers& barriers = fixed.barriers;
 #pragma unroll 1
@@ -117,11 +127,11 @@ __global__ void __launch_bounds__(kManyThreads, 1) mixers_step_many_kernel(const
     reinterpret_cast<int*>(&fixed.plan)[i] = reinterpret_cast<const int*>(&p)[i];
   // Sums, operands beyond what there is, and the numbers that are never copied, of biases that are missing, are zero.
 #pragma unroll 1
-  for (int i = kStackFixedBytes + p.s.raw + 4 * threadIdx.x; i < p.s.total; i += 4 * kManyThreads)
+  for (int i = kManyFixedBytes + p.s.raw + 4 * threadIdx.x; i < p.s.total; i += 4 * kManyThreads)
     *reinterpret_cast<int*>(first + i) = 0;
   if constexpr (BASE > 1) write_signs<BASE>(fixed.signs);
   if (threadIdx.x == 0) {
-    init_barriers(p, barriers, kManyWorkers, kManyWarps);
+    init_barriers(p, barriers, kManyWarps, kManyWarps);
     barrier_init(&barriers.gathered, 1), barrier_init(&barriers.quick, 1);
     barrier_init(&barriers.rounded, p.cluster * kManyWarps);
     barriers_ready();
@@ -130,7 +140,11 @@ __global__ void __launch_bounds__(kManyThreads, 1) mixers_step_many_kernel(const
   __syncthreads();
   if constexpr (CLUSTER) cluster_sync();
   if (threadIdx.x < kManyWorkers) {
-    work_many<BASE, CLUSTER, GROUPS>(p, fixed, shared);
+    if constexpr (Shape::kKnown) {
+      work_many<BASE, CLUSTER, GROUPS, Shape>(Shape::plan(p), fixed, shared);
+    } else {
+      work_many<BASE, CLUSTER, GROUPS, Shape>(p, fixed, shared);
+    }
   } else if (threadIdx.x < kManyWorkers + kStackStagers) {
     stage_blocks<kManyWorkers, true>(fixed.plan, params.block, fixed.share, shared, barriers);
   } else {

@@ -74,7 +74,7 @@ __device__ __forceinline__ void recur(const StackPlan& p, int l, const StackShar
     }
   };
   const int c = min(items.channel, share.channels - 1), n0 = 4 * j < size ? 4 * j : 0;
-  const float skip = numbers.channel(c)[kSkip];
+  const float skip = numbers.channel(c)[kSkip], x_scale = numbers.channel(c)[kScanScale];
   float* const state = state_of(p, share, numbers, 0, c) + n0;
   const float4 a = scaled(c, n0);
   // Some at a time, step by step, for none has to wait for another one.
@@ -83,12 +83,13 @@ __device__ __forceinline__ void recur(const StackPlan& p, int l, const StackShar
 #pragma unroll
   for (int u0 = 0; u0 < kStates<GROUPS>; u0 += kAtOnce) {
     if (size > 16 || u0 * items.step >= tokens) break;
-    float y[kAtOnce];
+    float y[kAtOnce], x[kAtOnce];
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int m = items.first + (u0 + u) * items.step, safe = min(m, tokens - 1);
-      const float2 item = *reinterpret_cast<const float2*>(scratch.items + safe * p.channels + c);
-      y[u] = step_states(states[u0 + u], a, item.x, item.x * item.y, scratch.bc + safe * 2 * size + n0, size, 0.0f);
+      const float dt = scratch.items[safe * p.channels + c].x;
+      x[u] = static_cast<float>(scratch.x[safe * p.s.x_pitch + c]) * x_scale;
+      y[u] = step_states(states[u0 + u], a, dt, dt * x[u], scratch.bc + safe * 2 * size + n0, size, 0.0f);
       if (4 * j >= size) y[u] = 0.0f;
     }
 #pragma unroll
@@ -104,8 +105,8 @@ __device__ __forceinline__ void recur(const StackPlan& p, int l, const StackShar
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int m = items.first + (u0 + u) * items.step;
-      const float4 item = scratch.items[min(m, tokens - 1) * p.channels + c];
-      if (j == 0 && m < tokens) give(m, c, fmaf(skip, item.y, y[u]) * item.z);
+      const float gate = scratch.items[min(m, tokens - 1) * p.channels + c].y;
+      if (j == 0 && m < tokens) give(m, c, fmaf(skip, x[u], y[u]) * gate);
     }
   }
   // What is beyond those that were asked for early: more sequences, more channels, or more than sixteen states.
@@ -117,18 +118,20 @@ __device__ __forceinline__ void recur(const StackPlan& p, int l, const StackShar
 #pragma unroll 1
     for (int m0 = begin; m0 < tokens; m0 += items.step) {
       const int m = more < share.channels ? m0 + items.first : tokens, safe = min(m, tokens - 1);
-      const float4 item = scratch.items[safe * p.channels + channel];
+      const float2 item = scratch.items[safe * p.channels + channel];
+      const float x =
+          static_cast<float>(scratch.x[safe * p.s.x_pitch + channel]) * numbers.channel(channel)[kScanScale];
       float y = 0.0f;
 #pragma unroll 1
       for (int n = 4 * j; n < size; n += 16) {
         float* const at = state_of(p, share, numbers, safe, channel) + n;
         float4 h = __ldcg(reinterpret_cast<const float4*>(at));
-        y = step_states(h, scaled(channel, n), item.x, item.x * item.y, scratch.bc + safe * 2 * size + n, size, y);
+        y = step_states(h, scaled(channel, n), item.x, item.x * x, scratch.bc + safe * 2 * size + n, size, y);
         if (m < tokens) __stcg(reinterpret_cast<float4*>(at), h);
       }
       y += __shfl_xor_sync(0xffffffffu, y, 1);
       y += __shfl_xor_sync(0xffffffffu, y, 2);
-      if (j == 0 && m < tokens) give(m, channel, fmaf(numbers.channel(channel)[kSkip], item.y, y) * item.z);
+      if (j == 0 && m < tokens) give(m, channel, fmaf(numbers.channel(channel)[kSkip], x, y) * item.y);
     }
     if (share.at_once > 0) break;
   }

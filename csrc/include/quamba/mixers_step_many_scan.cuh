@@ -8,7 +8,7 @@ namespace quamba {
 
 // Of one thread block, between the parts of a block of the stack.
 struct ManyScratch {
-  float4* items;   // (tokens, channels): dt, x, the gate
+  float2* items;   // (tokens, channels): dt, the gate
   int8_t *x, *d;   // operands of W_x and W_dt, with zeros where there are no sequences, channels or ranks
   float* bc;       // (tokens, 2 N)
   float* wide;     // (tokens, R + 2 N): before the norms of d, B and C
@@ -90,8 +90,7 @@ __device__ __forceinline__ void convolve_many(const StackPlan& p, const StackSha
       const int8_t x = static_cast<int8_t>(round_to_byte(y * reciprocal_approx(n[kXScale])) & 0xff);
       if (first + u * kManyWorkers < count) {
         scratch.x[m[u] * p.s.x_pitch + c[u]] = x;
-        scratch.items[m[u] * p.channels + c[u]] =
-            make_float4(0.0f, static_cast<float>(x) * n[kScanScale], gate[u], 0.0f);
+        scratch.items[m[u] * p.channels + c[u]].y = gate[u];
       }
     }
   };

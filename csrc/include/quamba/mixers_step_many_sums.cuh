@@ -51,19 +51,19 @@ __device__ __forceinline__ void add_parts(const StackPlan& p, int l, const Stack
   const int mine = max(0, min(own, quads - first)), count = mine > 0 ? p.grid * own : 0;
   const unsigned* const from = p.parts_of_sums + 4 * static_cast<int>(blockIdx.x) * p.grid * own;
   constexpr unsigned kMask = (1u << kPartBits) - 1;
+  // `own` is a power of two: a worker's parts are all of the same quad, but where that is more than there are workers.
+  const int quad = threadIdx.x & (own - 1);
+  uint4 sum = make_uint4(0, 0, 0, 0);
 #pragma unroll 1
-  for (int i0 = threadIdx.x; i0 < count; i0 += kBatch * kManyWorkers) {
+  for (int i0 = threadIdx.x; i0 - static_cast<int>(threadIdx.x & 31) < count; i0 += kBatch * kManyWorkers) {
     uint4 words[kBatch];
-    int quad[kBatch];
     unsigned missing = 0;
 #pragma unroll
     for (int u = 0; u < kBatch; ++u) {
-      const int i = i0 + u * kManyWorkers;
-      quad[u] = i - p.over_quads.of(i) * own;
+      const int i = i0 + u * kManyWorkers, at = i & (own - 1);
       words[u] = make_uint4(0, 0, 0, 0);
-      if (i < count && quad[u] < mine && (first + quad[u]) % kRow < p.tokens) missing |= 1u << u;
+      if (i < count && at < mine && (first + at) % kRow < p.tokens) missing |= 1u << u;
     }
-    const unsigned wanted = missing;
     const auto there = [&](unsigned word) { return word >> kPartBits == l + 1u; };
 #pragma unroll 1
     while (missing != 0) {
@@ -76,10 +76,27 @@ __device__ __forceinline__ void add_parts(const StackPlan& p, int l, const Stack
     }
 #pragma unroll
     for (int u = 0; u < kBatch; ++u) {
-      if (!(wanted >> u & 1)) continue;
-      int* const to = totals + 4 * quad[u];
-      atomicAdd(to, static_cast<int>(words[u].x & kMask)), atomicAdd(to + 1, static_cast<int>(words[u].y & kMask));
-      atomicAdd(to + 2, static_cast<int>(words[u].z & kMask)), atomicAdd(to + 3, static_cast<int>(words[u].w & kMask));
+      const uint4 w = make_uint4(words[u].x & kMask, words[u].y & kMask, words[u].z & kMask, words[u].w & kMask);
+      if (own > kManyWorkers) {
+        int* const to = totals + 4 * ((i0 + u * kManyWorkers) & (own - 1));
+        if (i0 + u * kManyWorkers < count)
+          atomicAdd(to, static_cast<int>(w.x)), atomicAdd(to + 1, static_cast<int>(w.y)),
+              atomicAdd(to + 2, static_cast<int>(w.z)), atomicAdd(to + 3, static_cast<int>(w.w));
+      } else {
+        sum.x += w.x, sum.y += w.y, sum.z += w.z, sum.w += w.w;
+      }
+    }
+  }
+  if (own <= kManyWorkers && count > 0) {
+#pragma unroll 1
+    for (int offset = 16; offset >= own; offset /= 2) {
+      sum.x += __shfl_xor_sync(0xffffffffu, sum.x, offset), sum.y += __shfl_xor_sync(0xffffffffu, sum.y, offset);
+      sum.z += __shfl_xor_sync(0xffffffffu, sum.z, offset), sum.w += __shfl_xor_sync(0xffffffffu, sum.w, offset);
+    }
+    if ((threadIdx.x & 31) < own) {
+      int* const to = totals + 4 * quad;
+      atomicAdd(to, static_cast<int>(sum.x)), atomicAdd(to + 1, static_cast<int>(sum.y));
+      atomicAdd(to + 2, static_cast<int>(sum.z)), atomicAdd(to + 3, static_cast<int>(sum.w));
     }
   }
   many_sync();

@@ -130,7 +130,7 @@ inline int plan_ring_many(StackPlan* p, int available) {
       s.piece_columns[i] = round_up(divide_up(all, divide_up(all, most)), 32);
     }
     s.slot_bytes = kManyTileRows * many_slot_pitch(std::max(s.piece_columns[0], s.piece_columns[1]));
-    s.slots = std::min((available - kStackFixedBytes) / s.slot_bytes, kStackSlots), s.slot_columns = most;
+    s.slots = std::min((available - kManyFixedBytes) / s.slot_bytes, kStackSlots), s.slot_columns = most;
   }
   return s.slots * s.slot_bytes;
 }
@@ -147,7 +147,10 @@ inline void plan_shared_many(StackPlan* p, const int* aligned_to, int available)
     at += round_up(bytes, 16);
   };
   const int row = f.rotate ? 4 * (f.inner + f.inner / 16) : 0;  // with padded_index
-  take(&s.raw, std::max(row, f.norm_dbc ? 4 * tokens * sums : 0));
+  // What comes of the cluster's other thread blocks does so when nothing is left there of the transform.
+  const int gathered = p->parts > 1 ? 4 * p->parts * tokens * p->rows : 0;
+  take(&s.raw, std::max({row, gathered, f.norm_dbc ? 4 * tokens * sums : 0}));
+  s.gathered = s.raw;
   // Here W_x's sums are added up, too.
   const int rows = std::max(round_up(2 * p->channels, 16), round_up(p->parts * p->rows, 16));
   take(&s.acc, std::max(4 * many_pitch(groups) * rows, 16 * p->over_quads.by));
@@ -156,9 +159,8 @@ inline void plan_shared_many(StackPlan* p, const int* aligned_to, int available)
   take(&s.x, 8 * groups * s.x_pitch);
   take(&s.d, 8 * groups * s.d_pitch);
   take(&s.bc, 4 * tokens * 2 * f.states);
-  take(&s.items, 16 * tokens * p->channels);
+  take(&s.items, 8 * tokens * p->channels);
   take(&s.kept, 4 * tokens * p->rows);
-  take(&s.gathered, p->parts > 1 ? 4 * p->parts * tokens * p->rows : 0);
   take(&s.head[0], sizes.head);
   take(&s.head[1], sizes.head);
   take(&s.body, sizes.body + 64);  // the last rows of weights are read beyond their ends
@@ -166,7 +168,7 @@ inline void plan_shared_many(StackPlan* p, const int* aligned_to, int available)
   for (int* offset : {&s.raw, &s.acc, &s.x, &s.d, &s.bc, &s.items, &s.kept, &s.gathered, &s.head[0],
                       &s.head[1], &s.body})
     *offset += ring;
-  s.total = kStackFixedBytes + ring + at;
+  s.total = kManyFixedBytes + ring + at;
 }
 
 // The transform's order, power times the base matrix's, as quamba.hadamard.decompose finds it.
@@ -192,6 +194,13 @@ inline int plan_cluster_many(const StackPlan& p, int most) {
   int cluster = p.base == 1 ? (most < 4 ? std::min(most, 2) : 4) : plan_cluster(p, most);
   while (cluster > 1 && (p.grid % cluster || p.f.inner % (64 * cluster))) cluster /= 2;
   return cluster;
+}
+
+// The least power of two that is no less.
+inline int power_up(int n) {
+  int power = 1;
+  while (power < n) power *= 2;
+  return power;
 }
 
 // Fours of W_x's sums for many sequences.
@@ -221,7 +230,7 @@ void plan_stack(StackPlan* p, const int* aligned_to, int tokens, int processors,
   p->rows = round_up(divide_up(f.model, p->grid), 2);
   p->parts = p->cluster = MANY ? plan_cluster_many(*p, room) : 1;
   for (p->tokens = tokens;; p->tokens = (p->tokens + 1) / 2) {
-    if (MANY) p->over_quads = StackDivisor(divide_up(many_quads(*p), p->grid));
+    if (MANY) p->over_quads = StackDivisor(power_up(divide_up(many_quads(*p), p->grid)));
     MANY ? plan_shared_many(p, aligned_to, available) : plan_shared(p, aligned_to, available);
     if (p->s.slots >= kStackLeastSlots) return;
     QUAMBA_CHECK(p->tokens > 1, "mixers_step: found E=", f.model, ", D=", f.inner, ", N=", f.states, ", R=", f.rank,

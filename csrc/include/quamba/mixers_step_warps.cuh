@@ -124,7 +124,8 @@ struct StackFixed {
   StackPlan plan;  // for those who only fetch: constants are many there, and rare
 };
 
-static_assert(sizeof(StackFixed) <= kStackFixedBytes, "the ring begins behind it");
+static_assert(sizeof(StackFixed) <= kManyFixedBytes && kManyFixedBytes <= kStackFixedBytes,
+              "the ring begins behind it");
 
 // A warp issues copies one lane after the other, sixty cycles each, so that two share the rows of a slot. Not inline,
 // as stage_blocks: the workers would lose registers.
