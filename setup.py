@@ -101,7 +101,8 @@ def units() -> list[Unit]:
                 defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 unit = f"linear_sm90_{name}_{residual}_{tile}"
                 result.append(Unit("linear_sm90.cu", unit, (*flags, *defines), only="90a"))
-    result.append(Unit("linear_strips.cu", "linear_strips", (*NO_ASSERTS, *EXTENDED), only="90a"))
+    for name in ("linear_slices", "linear_strips"):
+        result.append(Unit(f"{name}.cu", name, (*NO_ASSERTS, *EXTENDED), only="90a"))
     for name in ("int8", "float"):
         flags = (*NO_ASSERTS, *EXTENDED, f"-DQUAMBA_OUT={TYPES[name]}")
         result.append(Unit("linear_pairs.cu", f"linear_pairs_{name}", flags, only="90a"))

@@ -27,13 +27,15 @@ FEW = ("dot", "rows4", "rows8", "rows16")  # kernels for few rows of x
 # Rows of x that the ring is offered for. With fewer it is faster by itself, but not among a step's other launches: its
 # clusters start late (mamba-2.8b, 16 sequences: 2.99 ms a token with the ring for W_x, 2.78 without).
 RING_ROWS = range(33, 4097)
+SLICES_ROWS = range(33, 4097)  # that the one by slices of K is offered for, and columns at most
+SLICES_COLUMNS = 512
 SHORT_INNER = 256  # that the kernels for short rows take, for int8 results
 STRIPS_ROWS = range(64, 4097)  # that the one by strips is offered for
 TILES = ("128x256", "128x192", "128x128", "64x64")
 WIDE_TILES = {"128x160": 256}  # and the rows of x from which on each is offered
 # For int8 results alone, and their rows of x; then for float32 with a residual.
 INT8_TILES = {"64x80": range(16, 257), "256x192": range(512, 4097), "pairs": range(128, 4097)}
-RESIDUAL_TILES = {name: range(128, 4097) for name in ("128x80", "128x96", "pairs", "halves")}
+RESIDUAL_TILES = {name: range(128, 4097) for name in ("128x80", "128x96", "pairs", "halves", "quads")}
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 MARGIN = 0.01
 CACHE_BYTES = 128 << 20
@@ -84,13 +86,14 @@ def kernels(weight: Weight, rows: int) -> list[str]:
     ring = ["ring"] if rows in RING_ROWS else []
     short = ["short"] if weight.quantized and weight.inner <= SHORT_INNER and rows >= 8 else []
     strips = ["strips"] if short and rows in STRIPS_ROWS and weight.columns % 64 == 0 else []
+    slices = weight.columns <= SLICES_COLUMNS and weight.inner > SHORT_INNER and rows in SLICES_ROWS
     tiles = [name for name in TILES if rows >= 16]
     tiles += [name for name, least in WIDE_TILES.items() if rows >= least]
     if weight.quantized:
         tiles += [name for name, offered in INT8_TILES.items() if rows in offered]
     if weight.residual:
         tiles += [name for name, offered in RESIDUAL_TILES.items() if rows in offered]
-    return few + ring + short + strips + tiles
+    return few + ring + short + strips + (["slices"] if slices else []) + tiles
 
 
 def choices(times: dict[int, dict[str, float]], margin: float = MARGIN) -> list[tuple[int, str]]:

@@ -3,6 +3,7 @@
 #include "linear_pairs.h"
 #include "linear_ring.h"
 #include "linear_short.h"
+#include "linear_slices.h"
 #include "linear_strips.h"
 #include "op.h"
 #include "ops.h"
@@ -48,10 +49,12 @@ void run_few(const LinearParams& p, LinearKernel kernel, const LinearDevice& dev
 #ifdef QUAMBA_SM90
   if (kernel == LinearKernel::kRing) return check_launch("linear", linear_ring(p, device.processors, stream));
   if (kernel == LinearKernel::kShort) return check_launch("linear", linear_short(p, device.processors, stream));
-  if (kernel == LinearKernel::kPairs || kernel == LinearKernel::kHalves) {
+  if (is_pairs(kernel)) {
     const auto start = p.out_type == Type::kInt8 ? linear_pairs<int8_t> : linear_pairs<float>;
-    return check_launch("linear", start(p, kernel == LinearKernel::kHalves, device.processors, stream));
+    return check_launch("linear", start(p, kernel, device.processors, stream));
   }
+  if (kernel == LinearKernel::kSlices)
+    return check_launch("linear", linear_slices(p, forced_slices(p), device.processors, stream));
   if (kernel == LinearKernel::kStrips) return check_launch("linear", linear_strips(p, device.processors, stream));
 #endif
   if (kernel == LinearKernel::kDot) {

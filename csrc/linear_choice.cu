@@ -1,6 +1,7 @@
 #include "linear_choice.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <iterator>
@@ -67,7 +68,8 @@ constexpr struct {
               {"rows8", LinearKernel::kRows8},     {"rows16", LinearKernel::kRows16},
               {"ring", LinearKernel::kRing},       {"short", LinearKernel::kShort},
               {"strips", LinearKernel::kStrips},   {"pairs", LinearKernel::kPairs},
-              {"halves", LinearKernel::kHalves},   {"128x256", LinearKernel::k128x256},
+              {"halves", LinearKernel::kHalves},   {"quads", LinearKernel::kQuads},
+              {"slices", LinearKernel::kSlices},   {"128x256", LinearKernel::k128x256},
               {"128x192", LinearKernel::k128x192}, {"128x128", LinearKernel::k128x128},
               {"64x64", LinearKernel::k64x64},     {"64x80", LinearKernel::k64x80},
               {"128x160", LinearKernel::k128x160}, {"256x192", LinearKernel::k256x192},
@@ -90,13 +92,17 @@ bool takes_pairs(LinearKernel kernel, const LinearParams& p) {
          (kernel == LinearKernel::kPairs || p.inner > kPairInner);
 }
 
+bool takes_slices(const LinearParams& p) {
+  return p.bias.data == nullptr && p.residual.data == nullptr && p.inner > kSliceInner && p.columns % 4 == 0;
+}
+
 // Whether a kernel takes that call there.
 bool takes(LinearKernel kernel, const LinearParams& p, const LinearDevice& device, bool vectors) {
   if (kernel == LinearKernel::kRing) return device.hopper && vectors && p.rows <= kRingRows;
   if (kernel == LinearKernel::kShort) return device.hopper && vectors && takes_short(p);
   if (kernel == LinearKernel::kStrips) return device.hopper && vectors && takes_strips(p);
-  if (kernel == LinearKernel::kPairs || kernel == LinearKernel::kHalves)
-    return device.hopper && vectors && takes_pairs(kernel, p);
+  if (kernel == LinearKernel::kSlices) return device.hopper && vectors && takes_slices(p);
+  if (is_pairs(kernel)) return device.hopper && vectors && takes_pairs(kernel, p);
   if (kernel == LinearKernel::k64x80 || kernel == LinearKernel::k256x192)
     return device.hopper && p.out_type == Type::kInt8 && p.residual.data == nullptr;
   if (kernel == LinearKernel::k128x80 || kernel == LinearKernel::k128x96)
@@ -129,11 +135,22 @@ LinearKernel choose_kernel(const LinearParams& p, const LinearDevice& device, bo
     for (const auto& known : kNames)
       if (std::strcmp(known.name, name) == 0) return takes(known.kernel, p, device, vectors) ? known.kernel : chosen;
     QUAMBA_CHECK(std::strcmp(name, "model") == 0, "QUAMBA_LINEAR_KERNEL is ", name,
-                 "; expected dot, rows4, rows8, rows16, ring, short, strips, pairs, halves, 128x256, 128x192, 128x128, "
-                 "64x64, 64x80, 128x160, 256x192, 128x80, 128x96 or model");
+                 "; expected dot, rows4, rows8, rows16, ring, short, strips, pairs, halves, quads, slices, 128x256, "
+                 "128x192, 128x128, 64x64, 64x80, 128x160, 256x192, 128x80, 128x96 or model");
     return modelled;
   }
   return chosen;
+}
+
+SliceWay forced_slices(const LinearParams& p) {
+  const char* const wanted = std::getenv("QUAMBA_LINEAR_SLICES");
+  SliceWay way;
+  if (wanted == nullptr) return way;
+  char rest = 0;
+  const bool read = std::sscanf(wanted, "%dx%d%c", &way.slices, &way.rows, &rest) == 2;
+  QUAMBA_CHECK(read && is_slice_way(way, p.inner), "QUAMBA_LINEAR_SLICES is ", wanted, " for K=", p.inner,
+               "; expected 2 or 4 slices of K, of 128 or more, by rows of x, a multiple of 8 up to 96, as in 4x72");
+  return way;
 }
 
 }  // namespace quamba

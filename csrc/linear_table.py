@@ -17,6 +17,8 @@ KERNELS = {
     "strips": "kStrips",
     "pairs": "kPairs",
     "halves": "kHalves",
+    "quads": "kQuads",
+    "slices": "kSlices",
     **{name: f"k{name}" for name in TILES},
 }
 

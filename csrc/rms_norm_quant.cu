@@ -9,9 +9,10 @@
 namespace quamba {
 namespace {
 
-// Whether rms_norm_quant_rows_kernel takes it, and there are rows enough that its fewer threads fill the device.
-bool of_many_rows(const Rows& rows, const AnyVector& weight, int size, int processors) {
-  return rows.rows >= 4 * processors && rows.columns <= kNormPieces * kNormThreads * kChunk &&
+// Whether rms_norm_quant_rows_kernel takes it. Of fewer rows the two were not compared.
+bool of_many_rows(const Rows& rows, const AnyVector& weight, int size) {
+  constexpr int64_t kManyRows = 8;
+  return rows.rows >= kManyRows && rows.columns <= kNormPieces * kNormThreads * kChunk &&
          vectorizable(rows, kChunk, size) && aligned(rows.data, 16) && aligned(weight.data, 16);
 }
 
@@ -27,7 +28,7 @@ Tensor rms_norm_quant(const Tensor& x, const OptionalTensor& weight, const Tenso
   const int threads = static_cast<int>(std::clamp<int64_t>((rows.columns / kChunk + 31) / 32 * 32, 32, 512));
   with_float_type(type_of(x, "x"), "x", [&](auto element) {
     using T = decltype(element);
-    if (of_many_rows(rows, weights, sizeof(T), multiprocessors(x))) {
+    if (of_many_rows(rows, weights, sizeof(T))) {
       const int64_t pieces = (rows.columns / kChunk + kNormPieces - 1) / kNormPieces;
       const int few = static_cast<int>((pieces + 31) / 32 * 32);
       const Launch how{static_cast<unsigned>(rows.rows), few, 0, stream_of(x)};

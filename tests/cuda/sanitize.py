@@ -40,7 +40,11 @@ def linear() -> None:
         for m, k in ((1, 16), (33, 48), (90, 96), (17, 128), (300, 160), (40, 256)):
             for x_scale in (scales(), scales(m, 1)):
                 ops.linear(randint8(m, k), x_scale, randint8(n, k), scales(n), None, None, scales(n), torch.int8)
-    for kernel in ("pairs", "halves"):
+    os.environ["QUAMBA_LINEAR_KERNEL"] = "slices"
+    for m, n, k in ((5, 36, 144), (70, 192, 1040), (300, 80, 1536), (130, 288, 656)):
+        ops.linear(randint8(m, k), scales(m, 1), randint8(n, k), scales(n), None, None, None, torch.float16)
+        ops.linear(randint8(m, k), scales(), randint8(n, k), scales(n), None, None, scales(n), torch.int8)
+    for kernel in ("pairs", "halves", "quads"):
         os.environ["QUAMBA_LINEAR_KERNEL"] = kernel
         for m, n, k in ((70, 96, 272), (300, 352, 400), (520, 224, 1040)):
             x, weight, residual = randint8(m, k), randint8(n, k), sliced(randn(m, n))

@@ -100,7 +100,7 @@ TILES = ["128x256", "128x192", "128x128", "64x64", "64x80", "128x160", "256x192"
 
 
 @pytest.mark.parametrize("length", [40, 300, 1030])
-@pytest.mark.parametrize("kernel", [None, "short", "strips", "ring", "pairs", "halves", *TILES])
+@pytest.mark.parametrize("kernel", [None, "short", "strips", "ring", "pairs", "halves", "quads", "slices", *TILES])
 def test_prefill(monkeypatch: pytest.MonkeyPatch, length: int, kernel: str | None) -> None:
     if kernel is not None:
         monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)

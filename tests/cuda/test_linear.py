@@ -144,7 +144,7 @@ def test_residual_stream(monkeypatch: pytest.MonkeyPatch, kernel: str, shape: tu
     check(linear, randint8(m, k), scales(), randint8(n, k), weight_scale, None, residual, None, torch.float32)
 
 
-KERNELS = ["ring", "short", "strips", "pairs", "128x256", "128x192", "64x64", "64x80", "128x160", "256x192"]
+KERNELS = ["ring", "short", "strips", "pairs", "slices", "128x256", "128x192", "64x64", "64x80", "128x160", "256x192"]
 
 
 @pytest.mark.parametrize("shape", [(300, 2560, 160), (600, 3072, 768), (513, 192, 5120), (40, 1536, 48)])
@@ -184,7 +184,7 @@ def test_pairs(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out
     test_shapes(shape, out)
 
 
-@pytest.mark.parametrize("kernel", ["pairs", "halves"])
+@pytest.mark.parametrize("kernel", ["pairs", "halves", "quads"])
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize(
     "shape",
@@ -209,6 +209,72 @@ def test_pairs_residual(monkeypatch, kernel: str, shape: tuple[int, int, int], p
     monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", kernel)
     assert torch.equal(linear(*args), expected)
     check(linear, *args)
+
+
+# Of the kernel by slices of K: each number of rows that it has code for, filled and not; columns that fill neither a
+# group of warps nor eight, and more than a block's; slices that are not alike; the models' W_x.
+SLICES_SHAPES = [
+    *[(m, 192, 1040) for m in (1, 7, 9, 63, 65, 200, 513, 4100)],
+    *[(130, n, 1040) for n in (4, 60, 80, 100, 128, 196, 256, 288, 500)],
+    *[(130, 96, k) for k in (144, 272, 400, 1536, 4112)],
+    (2048, 192, 5120),
+    (512, 192, 5120),
+    (2048, 80, 1536),
+    (300, 288, 8192),
+]
+
+
+@pytest.mark.parametrize("shape", SLICES_SHAPES)
+@pytest.mark.parametrize("out", ["int8", "int8 per column", *FLOATS])
+def test_slices(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], out) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "slices")
+    test_shapes(shape, out)
+
+
+@pytest.mark.parametrize("slices", [2, 4])
+@pytest.mark.parametrize("rows", [8, 16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96])
+@pytest.mark.parametrize("out", [torch.int8, torch.float16])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_every_cut(monkeypatch, slices: int, rows: int, out: torch.dtype, per_token: bool) -> None:
+    """To the bit what another kernel gives."""
+    m, n, k = 300, 176, 1552
+    x_scale = scales(m, 1, mean=0.4 / k**0.5) if per_token else scales(mean=0.4 / k**0.5)
+    args = (sliced(randint8(m, k)), x_scale, sliced(randint8(n, k)), scales(n), None, None)
+    out_scale = scales(n, mean=0.8) if out == torch.int8 else None
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "128x128")
+    expected = linear(*args, out_scale, out)
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "slices")
+    monkeypatch.setenv("QUAMBA_LINEAR_SLICES", f"{slices}x{rows}")
+    assert torch.equal(linear(*args, out_scale, out), expected)
+
+
+@pytest.mark.parametrize("value", ["", "4", "3x64", "4x20", "8x32", "4x104", "4x72x1"])
+def test_cut_that_there_is_not(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "slices")
+    monkeypatch.setenv("QUAMBA_LINEAR_SLICES", value)
+    with pytest.raises(RuntimeError, match="QUAMBA_LINEAR_SLICES"):
+        linear(randint8(40, 1024), scales(), randint8(64, 1024), scales(), None, None, None, torch.float16)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6, 1e6, 1e30])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_slices_extremes(monkeypatch: pytest.MonkeyPatch, size: float, per_token: bool) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "slices")
+    x = torch.full((90, 5120), -128, dtype=torch.int8, device="cuda")
+    x[7] = 0
+    x_scale = torch.full((90, 1) if per_token else (), size, device="cuda")
+    one = torch.tensor(1.0, device="cuda")
+    for value in (-128, 127, 1, -1):
+        weight = torch.full((192, 5120), value, dtype=torch.int8, device="cuda")
+        check(linear, x, x_scale, weight, one, None, None, one, torch.int8)
+        check(linear, x, x_scale, weight, one, None, None, None, torch.float32)
+
+
+@pytest.mark.parametrize("view", [strided, sliced, lambda x: x.transpose(0, 1)])
+def test_slices_strides(monkeypatch: pytest.MonkeyPatch, view) -> None:
+    monkeypatch.setenv("QUAMBA_LINEAR_KERNEL", "slices")
+    args = (scales(), sliced(randint8(64, 96)), scales(64))
+    check(linear, view(randint8(4, 70, 96)), *args, None, None, None, torch.bfloat16)
 
 
 # Of the kernel for short rows by strips: each length of K that has code of its own, more rows and strips than a block

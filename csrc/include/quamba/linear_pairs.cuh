@@ -1,6 +1,7 @@
 // linear for as many rows of x as one pass of large tiles over the device takes: such a product waits for what the
 // multiprocessors take in, so that two thread blocks, a cluster, share it. Either both get the same rows of x by one
-// read, for neighbouring tiles, or each has half of K of one tile, twice as large, and then half of its columns.
+// read, for neighbouring tiles, or each has half of K of one tile, twice as large, and then half of its columns; and
+// two pairs of this kind, a cluster of four, may get the same columns by one read, for different rows of x.
 //
 // A warp copies, others bring the columns' scales, two groups of four warps multiply and rescale. These ask for the
 // residual shortly before the last products: earlier, behind all that is copied at first, they would wait to have
@@ -20,26 +21,39 @@
 
 namespace quamba {
 
+// The first run of a tile that a block copies.
+template <typename Tile>
+__device__ __forceinline__ int pair_box(uint32_t block) {
+  return Tile::kQuads && block >> 1 ? Tile::kRuns - Tile::kBox : 0;
+}
+
 // What a thread block copies.
 template <typename Tile>
 __device__ __forceinline__ void pair_copy(const CUtensorMap& x, const CUtensorMap& weight, char* stages, uint64_t* full,
-                                          uint64_t* empty, int begin, int end, int row, int run, uint32_t rank) {
+                                          uint64_t* empty, int begin, int end, int row, int run, uint32_t block) {
   constexpr auto kStays = static_cast<uint64_t>(cute::TMA::CacheHintSm90::EVICT_NORMAL);
   constexpr int kHalf = Tile::kRows / 2;
   for (int i = begin; i < end; ++i) {
     const int turn = i - begin, stage = turn % Tile::kStages, round = turn / Tile::kStages;
     if (round > 0) barrier_wait(empty + stage, (round - 1) & 1);
-    barrier_expect(full + stage, Tile::kStage);
+    barrier_expect(full + stage, Tile::kCopied);
     char* const to = stages + stage * Tile::kStage;
     if constexpr (Tile::kHalves) {
       cute::SM90_TMA_LOAD_2D::copy(&x, full + stage, kStays, to, kPairStage * i, row);
     } else {
-      const int own = static_cast<int>(rank) * kHalf;
+      const int own = static_cast<int>(block) * kHalf;
       cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&x, full + stage, uint16_t{3}, kStays, to + own * kPairStage,
                                              kPairStage * i, row + own);
     }
-    cute::SM90_TMA_LOAD_5D::copy(&weight, full + stage, kStays, to + Tile::kRows * kPairStage, kPairStage * i, 0, 0, 0,
-                                 run);
+    char* const columns = to + Tile::kRows * kPairStage;
+    if constexpr (Tile::kQuads) {
+      const int own = pair_box<Tile>(block);
+      cute::SM90_TMA_LOAD_MULTICAST_5D::copy(&weight, full + stage, static_cast<uint16_t>(5 << (block & 1)), kStays,
+                                             columns + own * Tile::kRun * kPairStage, kPairStage * i, 0, 0, 0,
+                                             run + own);
+    } else {
+      cute::SM90_TMA_LOAD_5D::copy(&weight, full + stage, kStays, columns, kPairStage * i, 0, 0, 0, run);
+    }
   }
 }
 
@@ -61,9 +75,10 @@ __device__ __forceinline__ void pair_scales(const LinearParams& p, int n0, int t
   }
 }
 
-// blockIdx.x: tiles of columns, twice each where a block has half of K, else filled up to an even number; blockIdx.y:
-// tiles of rows. Maps: of x, in boxes of a tile's rows, or of half of them where both blocks get them; of the weight as
-// (runs, 2 or 4, 4, 2, K), where of a run column (j, q, i) is kRun / 4 q + 2 j + i. N is a multiple of kRun. No bias.
+// blockIdx.x: tiles of columns, twice each where a block has half of K, four times in quads, else filled up to an even
+// number; blockIdx.y: tiles of rows, two in quads. Maps: of x, in boxes of a tile's rows, or of half of them where both
+// blocks get them; of the weight as (runs, 2 or 4, 4, 2, K), where of a run column (j, q, i) is kRun / 4 q + 2 j + i. N
+// is a multiple of kRun. No bias.
 template <typename Tile, bool kPerRow>
 __global__ void __launch_bounds__(kPairThreads, 1)
     linear_pairs_kernel(const LinearParams p, const __grid_constant__ CUtensorMap x_map,
@@ -75,11 +90,12 @@ __global__ void __launch_bounds__(kPairThreads, 1)
   uint64_t* const full = reinterpret_cast<uint64_t*>(handed + Tile::kHanded + Tile::kScales);
   uint64_t *const empty = full + Tile::kStages, *const given = empty + Tile::kStages, *const known = given + kPairGroups;
   const int thread = threadIdx.x, warp = thread >> 5, lane = thread & 31;
-  const uint32_t rank = blockIdx.x & 1, other = rank ^ 1;
-  const int tile = Tile::kHalves ? blockIdx.x >> 1 : blockIdx.x;
-  const int row = blockIdx.y * Tile::kRows;
+  const uint32_t block = blockIdx.x % Tile::kCluster, rank = block & 1, other = block ^ 1;
+  const uint32_t sharer = Tile::kQuads ? block ^ 2 : other;  // gets what this block copies
+  const int tile = Tile::kHalves ? blockIdx.x / Tile::kCluster : blockIdx.x;
+  const int row = (Tile::kQuads ? 2 * blockIdx.y + block / 2 : blockIdx.y) * Tile::kRows;
   const int n0 = tile * Tile::kColumns;
-  const int first_run = Tile::kHalves && rank ? Tile::kOwn : 0;  // of those that the block finishes
+  const int first_run = Tile::kHalves && rank ? Tile::kRuns - Tile::kOwn : 0;  // of those that the block finishes
   const int stages = static_cast<int>((p.inner + kPairStage - 1) / kPairStage), half = (stages + 1) / 2;
   const int begin = Tile::kHalves && rank ? half : 0, end = Tile::kHalves && !rank ? half : stages;
 
@@ -88,7 +104,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     cute::prefetch_tma_descriptor(reinterpret_cast<const cute::TmaDescriptor*>(&weight_map));
     for (int i = 0; i < Tile::kStages; ++i) {
       barrier_init(full + i, 1);
-      barrier_init(empty + i, Tile::kHalves ? kPairGroups : 2 * kPairGroups);
+      barrier_init(empty + i, Tile::kShares ? 2 * kPairGroups : kPairGroups);
     }
     for (int g = 0; g < kPairGroups; ++g) barrier_init(given + g, 1);
     barrier_init(known, kPairSides);
@@ -97,7 +113,8 @@ __global__ void __launch_bounds__(kPairThreads, 1)
       for (int g = 0; g < kPairGroups; ++g) barrier_expect(given + g, Tile::kHanded / kPairGroups);
     if (blockIdx.y == 0)
       for (int i = begin; i < end && i < begin + Tile::kStages; ++i)
-        cute::SM90_TMA_LOAD_5D::PREFETCH::copy(&weight_map, kPairStage * i, 0, 0, 0, tile * Tile::kRuns);
+        cute::SM90_TMA_LOAD_5D::PREFETCH::copy(&weight_map, kPairStage * i, 0, 0, 0,
+                                               tile * Tile::kRuns + pair_box<Tile>(block));
   }
   if constexpr (!Tile::kBytes) {
     constexpr int kLines = (Tile::kOwn + 1) / 2;  // of a row's residual, 128 bytes each
@@ -114,13 +131,13 @@ __global__ void __launch_bounds__(kPairThreads, 1)
   if (thread >= kPairWorkers) {
     cutlass::arch::warpgroup_reg_dealloc<Tile::kFew>();
     if (thread == kPairWorkers)
-      pair_copy<Tile>(x_map, weight_map, shared, full, empty, begin, end, row, tile * Tile::kRuns, rank);
+      pair_copy<Tile>(x_map, weight_map, shared, full, empty, begin, end, row, tile * Tile::kRuns, block);
     if (thread >= kPairWorkers + 32) {
       pair_scales<Tile, kPerRow>(p, n0, thread - kPairWorkers - 32, scales);
       barrier_arrive(known);
     }
     __syncwarp();
-    if (!Tile::kHalves) {
+    if (Tile::kShares) {
       cluster_arrive_relaxed();
       cluster_wait();
     }
@@ -140,11 +157,11 @@ __global__ void __launch_bounds__(kPairThreads, 1)
     }
 
   uint32_t sum[Tile::kDeep][Tile::kSums];
-  const uint32_t own_empty = remote_address(empty, rank), other_empty = remote_address(empty, other);
+  const uint32_t own_empty = remote_address(empty, block), other_empty = remote_address(empty, sharer);
   const auto release = [&](int turn) {
     if (thread % kPairGroupThreads == 0) {
       pair_arrive(own_empty + turn % Tile::kStages * 8);
-      if (!Tile::kHalves) pair_arrive(other_empty + turn % Tile::kStages * 8);
+      if (Tile::kShares) pair_arrive(other_empty + turn % Tile::kStages * 8);
     }
   };
   const auto multiply = [&](int from, int to) {
@@ -199,11 +216,12 @@ __global__ void __launch_bounds__(kPairThreads, 1)
   for (int d = 0; d < Tile::kDeep; ++d)
 #pragma unroll
     for (int i = 0; i < Tile::kSums; ++i) cute::warpgroup_fence_operand(sum[d][i]);
-  if (!Tile::kHalves) cluster_arrive_relaxed();  // nothing is asked of the other block any more
+  if (Tile::kShares) cluster_arrive_relaxed();  // nothing is asked of the other block any more
   barrier_wait(known, 0);
 
   if constexpr (!Tile::kBytes) {
     constexpr int kWords = 8;  // of a thread's sums in a run of 16
+    constexpr int kUpper = (Tile::kRuns - Tile::kOwn) * kWords;
     if constexpr (Tile::kHalves) {
       char* const place = handed + group * Tile::kHanded / kPairGroups + thread % kPairGroupThreads * 16;
       const uint32_t to = remote_address(place, other), barrier = remote_address(given + group, other);
@@ -211,12 +229,12 @@ __global__ void __launch_bounds__(kPairThreads, 1)
       for (int i = 0; i < Tile::kOwn * kWords; i += 4) {
         uint32_t v[4];
 #pragma unroll
-        for (int e = 0; e < 4; ++e) v[e] = rank ? sum[0][i + e] : sum[0][Tile::kOwn * kWords + i + e];
+        for (int e = 0; e < 4; ++e) v[e] = rank ? sum[0][i + e] : sum[0][kUpper + i + e];
         send(to + i / 4 * 16 * kPairGroupThreads, make_uint4(v[0], v[1], v[2], v[3]), barrier);
       }
       if (rank) {
 #pragma unroll
-        for (int i = 0; i < Tile::kOwn * kWords; ++i) sum[0][i] = sum[0][Tile::kOwn * kWords + i];
+        for (int i = 0; i < Tile::kOwn * kWords; ++i) sum[0][i] = sum[0][kUpper + i];
       }
       barrier_wait_cluster(given + group, 0);
 #pragma unroll
@@ -274,7 +292,7 @@ __global__ void __launch_bounds__(kPairThreads, 1)
         }
     }
   }
-  if (!Tile::kHalves) cluster_wait();
+  if (Tile::kShares) cluster_wait();
 }
 
 }  // namespace quamba
