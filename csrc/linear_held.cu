@@ -18,8 +18,7 @@ bool encode_runs(CUtensorMap* map, const LinearParams& p, cuuint32_t runs) {
 template <typename Tile, typename Tail>
 cudaError_t start(const LinearParams& p, const Tail& tail, const CUtensorMap& weight, cudaStream_t stream) {
   CUtensorMap x;
-  if (!encode_rows(&x, p.x, p.rows, p.inner, p.x_row, kHeldStage,
-                   Tile::kHalves ? kHeldRows : kHeldRows / 2))
+  if (!encode_rows(&x, p.x, p.rows, p.inner, p.x_row, kHeldStage, Tile::kHalves ? kHeldRows : kHeldRows / 2))
     return cudaErrorInvalidValue;
   const auto kernel = linear_held_kernel<Tile, Tail>;
   // A multiprocessor keeps its division of memory while a block is there.

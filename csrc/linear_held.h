@@ -7,7 +7,8 @@
 
 namespace quamba {
 
-// On Hopper, up to 64 rows. Rows of x and of the weight are aligned to 16 bytes and do not overlap, K is a multiple of 16.
+// On Hopper, up to 64 rows. Rows of x and of the weight are aligned to 16 bytes and do not overlap, K is a multiple of
+// 16.
 // What belongs to columns and the weight is read before the kernel before has ended.
 // A float result, x with one scale or one a row, N a multiple of eight; vectors and residual aligned to two.
 cudaError_t linear_held(const LinearParams& p, cudaStream_t stream);

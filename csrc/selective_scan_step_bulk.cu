@@ -34,7 +34,8 @@ cudaError_t start(const ScanParams& p, const DtProduct& product, const BulkStepC
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                                  cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
-  return launch(kernel, Launch{grid, 32 * (cut.warps + (kAlone ? 1 : 0)), BulkStepLayout(cut).total, stream}, p, product, cut, early);
+  const int threads = 32 * (cut.warps + (kAlone ? 1 : 0));
+  return launch(kernel, Launch{grid, threads, BulkStepLayout(cut).total, stream}, p, product, cut, early);
 }
 
 // Blocks of four warps, of as many sequences as make one wave.
@@ -57,7 +58,8 @@ BulkStepCut alone_cut(const ScanParams& p, int processors) {
   for (int warps = 1; warps <= kBulkStepMostWarps; ++warps) {
     const int64_t blocks = (groups + warps - 1) / warps * ((p.batch + most - 1) / most);
     const int64_t cost = (blocks + processors - 1) / processors * (warps + 2);
-    if (best_cost == 0 || cost < best_cost) best = {warps, static_cast<int>(most), kBulkStepAloneSlots}, best_cost = cost;
+    if (best_cost != 0 && cost >= best_cost) continue;
+    best = {warps, static_cast<int>(most), kBulkStepAloneSlots}, best_cost = cost;
   }
   return best;
 }

@@ -56,7 +56,7 @@ def chained(batch: int, *, d_inner: int, d_state: int, dt_rank: int, norm_dbc: b
     """Whether a CUDA device that `served` says takes such a block is faster with its chain of kernels than with the
     single ops.
 
-    By benchmarks/NOTES.md, which has 64 sequences of mamba-2.8b. The chain takes any number of sequences from 17 on.
+    By benchmarks/NOTES.md, which has 64 sequences of mamba-2.8b. The chain takes 17 to 64 sequences.
 
     Args:
         batch: sequences.

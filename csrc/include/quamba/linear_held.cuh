@@ -3,8 +3,9 @@
 // them as that one's result, x, comes. One block a multiprocessor. Where there are fewer columns than that, the two
 // blocks of a cluster have half of K each, and then half of the rows.
 //
-// One warp asks for the weight and one for x, by tensor maps, 128 bytes of K a stage. Two groups of four warps have some
-// of the columns each.
+// One warp asks for the weight and one for x, by tensor maps, 128 bytes of K a stage; pairs of blocks begin at
+// different stages, so that not all ask for the same bytes of x at a time. Two groups of four warps have some of the
+// columns each.
 #pragma once
 
 #include <cuda.h>
@@ -219,7 +220,8 @@ __device__ __forceinline__ void held_sides(const LinearParams& p, const HeldConv
     if (n >= tail.channels) continue;
     put(3, p.out_scale[n] * (tail.weight_scale ? tail.weight_scale[n] : 1.0f));
     put(4, tail.bias ? tail.bias[n] : 0.0f), put(5, tail.out_scale[n]);
-    for (int k = 0; k < 4; ++k) at.params[6 * Tile::kColumns + 4 * c + k] = tail.weight[4 * static_cast<int64_t>(n) + k];
+    float* const taps = at.params + 6 * Tile::kColumns + 4 * c;
+    for (int k = 0; k < 4; ++k) taps[k] = tail.weight[4 * static_cast<int64_t>(n) + k];
   }
   barrier_arrive(at.known);
 }
@@ -282,7 +284,8 @@ __device__ __forceinline__ void held_group(const LinearParams& p, const HeldWrit
     if (p.out_type == Type::kFloat) {
       *reinterpret_cast<float2*>(static_cast<float*>(p.out) + i) = make_float2(a, b);
     } else if (p.out_type == Type::kHalf) {
-      *reinterpret_cast<__half2*>(static_cast<__half*>(p.out) + i) = __halves2half2(__float2half_rn(a), __float2half_rn(b));
+      *reinterpret_cast<__half2*>(static_cast<__half*>(p.out) + i) =
+          __halves2half2(__float2half_rn(a), __float2half_rn(b));
     } else {
       *reinterpret_cast<__nv_bfloat162*>(static_cast<__nv_bfloat16*>(p.out) + i) =
           __halves2bfloat162(__float2bfloat16_rn(a), __float2bfloat16_rn(b));
@@ -293,14 +296,14 @@ __device__ __forceinline__ void held_group(const LinearParams& p, const HeldWrit
 template <typename Tile>
 __device__ __forceinline__ void held_sides(const LinearParams&, const HeldWrite&, const HeldPlaces<Tile>&, int) {}
 
-// blockIdx.x: tiles of columns, twice each where a block has half of K, else filled up to an even number. Maps: of x, in
-// boxes of 64 rows, or of 32 where the blocks share it; of the weight, in boxes
-// of kColumns rows, which for a HeldConv are (runs, 2, 4, 2, K), column (j, q, i) of a run of 16 being 4 q + 2 j + i.
-// The weight, states, and all that belongs to columns are as they are to be when the kernel begins, whatever runs before
-// it.
+// blockIdx.x: tiles of columns, twice each where a block has half of K, else filled up to an even number. Maps: of x,
+// in boxes of 64 rows, or of 32 where the blocks share it; of the weight, in boxes of kColumns rows, which for a
+// HeldConv are (runs, 2, 4, 2, K), column (j, q, i) of a run of 16 being 4 q + 2 j + i. The weight, states, and all
+// that belongs to columns are as they are to be when the kernel begins, whatever runs before it.
 template <typename Tile, typename Tail>
 __global__ void __launch_bounds__(kHeldThreads, 1)
-    linear_held_kernel(const LinearParams p, const Tail tail, const __grid_constant__ CUtensorMap x_map, const __grid_constant__ CUtensorMap weight_map) {
+    linear_held_kernel(const LinearParams p, const Tail tail, const __grid_constant__ CUtensorMap x_map,
+                       const __grid_constant__ CUtensorMap weight_map) {
   extern __shared__ __align__(1024) char shared[];
   const HeldPlaces<Tile> at(shared, &tail);
   const int thread = threadIdx.x;
@@ -318,7 +321,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
       barrier_init(at.x_full + i, 1), barrier_init(at.x_empty + i, Tile::kHalves ? 2 : 4);
     }
     barrier_init(at.given, 1), barrier_init(at.known, 32);
-      cutlass::arch::fence_barrier_init();
+    cutlass::arch::fence_barrier_init();
     if (Tile::kHanded > 0) barrier_expect(at.given, Tile::kHanded);
   }
   __syncthreads();
@@ -368,8 +371,8 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
           cute::SM90_TMA_LOAD_2D::copy(&x_map, at.x_full + slot, kStays, to, k, 0);
         } else {
           const int own = rank * kHeldRows / 2;
-          cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&x_map, at.x_full + slot, uint16_t{3}, kStays, to + own * kHeldStage, k,
-                                                 own);
+          char* const half_of = to + own * kHeldStage;
+          cute::SM90_TMA_LOAD_MULTICAST_2D::copy(&x_map, at.x_full + slot, uint16_t{3}, kStays, half_of, k, own);
         }
       }
     }

@@ -28,9 +28,9 @@ __host__ __device__ constexpr int part_shared(int stages) {
   return part_stages(stages) * (kPartWeight + kPartX + 8) + kPartHanded + 8;
 }
 
-// blockIdx.x: kPartCluster blocks in a row share a tile of columns. Maps: of x, in boxes of 64 rows; of the weight as (runs,
-// 2, 4, 2, K), column (j, q, i) of a run of 16 being 4 q + 2 j + i. N is a multiple of 16, the result int8, x has one
-// scale. The weight, and what belongs to columns, is as it is to be when the kernel begins, whatever runs before it.
+// blockIdx.x: kPartCluster blocks in a row share a tile of columns. Maps: of x, in boxes of 64 rows; of the weight as
+// (runs, 2, 4, 2, K), column (j, q, i) of a run of 16 being 4 q + 2 j + i. N is a multiple of 16, the result int8, x has
+// one scale. The weight, and what belongs to columns, is as it is to be when the kernel begins, whatever runs before it.
 __global__ void __launch_bounds__(kPartThreads)
     linear_parts_kernel(const LinearParams p, const __grid_constant__ CUtensorMap x_map,
                         const __grid_constant__ CUtensorMap weight_map) {
@@ -74,7 +74,8 @@ __global__ void __launch_bounds__(kPartThreads)
   uint32_t sum[8];
   for (int i = 0; i < count; ++i) {
     barrier_wait(full + i, 0);
-    const uint32_t x = (shared_address(xs) + i * kPartX) / 16, weight = (shared_address(weights) + i * kPartWeight) / 16;
+    const uint32_t x = (shared_address(xs) + i * kPartX) / 16;
+    const uint32_t weight = (shared_address(weights) + i * kPartWeight) / 16;
 #pragma unroll
     for (int r = 0; r < 8; ++r) cute::warpgroup_fence_operand(sum[r]);
     cute::warpgroup_arrive();

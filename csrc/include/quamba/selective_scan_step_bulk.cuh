@@ -20,7 +20,9 @@ constexpr int kBulkStepBlocks = 3;      // of a multiprocessor
 constexpr int kBulkStepStates = 16;
 constexpr int kBulkStepSlots = 6;       // of a warp's ring, at most
 constexpr int kBulkStepAloneSlots = 8;  // the same in a block that is alone
-constexpr int kBulkStepAhead = 8;       // of these, states that are under way
+// Of these, states that are under way: as many as keep memory busy. More would stand in the way of what the kernel
+// before waits for.
+constexpr int kBulkStepAhead = 2;
 constexpr int kBulkStepLag = 2;         // sequences by which a slot is filled again after its states were asked out
 constexpr int kBulkStepBatch = 8;       // sequences that are prepared together: columns of a matrix instruction
 constexpr int kBulkStepSequences = 64;  // of a block, at most
@@ -131,12 +133,14 @@ struct BulkStepProduct {
   }
 };
 
-// blockIdx.x: the channels of its warps; blockIdx.y: one of gridDim.y equal parts of the sequences, cut.most at most. N is 16, the
-// states of a sequence are contiguous and aligned, rows of A are aligned; so are those of d and W_dt, of a multiple of
-// 16. kUsual: x, dt, z, B and C are int8, dt_bias and D float32. kAlone: one block a multiprocessor. early, for such
-// ones: the states, and what belongs to a channel, are as they are to be when the kernel begins, whatever runs before it.
+// blockIdx.x: the channels of its warps; blockIdx.y: one of gridDim.y equal parts of the sequences, cut.most at most. N
+// is 16, the states of a sequence are contiguous and aligned, rows of A are aligned; so are those of d and W_dt, of a
+// multiple of 16. kUsual: x, dt, z, B and C are int8, dt_bias and D float32. kAlone: one block a multiprocessor, with one
+// more warp, which asks for states. early, for such ones: the states, and what belongs to a channel, are as they are to
+// be when the kernel begins, whatever runs before it.
 template <bool kProduct, bool kUsual, bool kAlone>
-__global__ void __launch_bounds__(32 * (kAlone ? kBulkStepMostWarps + 1 : kBulkStepWarps), kAlone ? 1 : kBulkStepBlocks)
+__global__ void __launch_bounds__(32 * (kAlone ? kBulkStepMostWarps + 1 : kBulkStepWarps),
+                                  kAlone ? 1 : kBulkStepBlocks)
     selective_scan_step_bulk_kernel(const ScanParams p, const DtProduct product, const BulkStepCut cut,
                                     const bool early) {
   const bool at_once = kAlone && early;
