@@ -80,7 +80,8 @@ def units() -> list[Unit]:
         result.append(Unit("hadamard_quant_kernel.cu", f"hadamard_quant_{base}", (f"-DQUAMBA_BASE={base}",)))
     # Needs the asynchronous copies of Hopper; elsewhere a step takes the single ops.
     result.append(Unit("mixers_step.cu", "mixers_step", only="90a"))
-    result.append(Unit("blocks_step.cu", "blocks_step", only="90a"))
+    for name in ("blocks_step", "blocks_step_many"):
+        result.append(Unit(f"{name}.cu", name, only="90a"))
     for base in (0, 1, 12, 20):
         for kernel in ("mixers_step", "mixers_step_many"):
             result.append(Unit(f"{kernel}_kernel.cu", f"{kernel}_{base}", (f"-DQUAMBA_BASE={base}",), only="90a"))
@@ -101,7 +102,7 @@ def units() -> list[Unit]:
                 defines = (f"-DQUAMBA_OUT={cpp}", f"-DQUAMBA_RESIDUAL={residual}", f"-DQUAMBA_TILE={tile}")
                 unit = f"linear_sm90_{name}_{residual}_{tile}"
                 result.append(Unit("linear_sm90.cu", unit, (*flags, *defines), only="90a"))
-    for name in ("linear_slices", "linear_strips"):
+    for name in ("linear_held", "linear_slices", "linear_strips"):
         result.append(Unit(f"{name}.cu", name, (*NO_ASSERTS, *EXTENDED), only="90a"))
     for name in ("int8", "float"):
         flags = (*NO_ASSERTS, *EXTENDED, f"-DQUAMBA_OUT={TYPES[name]}")

@@ -21,8 +21,12 @@ cudaError_t transform(const HadamardParams& p, int64_t rows, int processors, cud
   const bool one_pass = BASE == 20 && p.power == 256 && rows > 3 * processors && rows <= 4 * processors;
   const int threads = one_pass ? p.power : std::clamp(whole, 64, hadamard_threads(BASE));
   const int shared = 4 * (hadamard_shared_floats(order) + (BASE == kAnyBase ? order : 0));
-  return launch(hadamard_kernel<BASE, T, Out>,
-                Launch{static_cast<unsigned>(rows * p.blocks), threads, shared, stream}, p);
+  const auto kernel = hadamard_kernel<BASE, T, Out>;
+  // A multiprocessor keeps its division of memory while a block is there, of the kernel behind this one, too.
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                                 cudaSharedmemCarveoutMaxShared);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, Launch{static_cast<unsigned>(rows * p.blocks), threads, shared, stream}, p);
 }
 
 #if QUAMBA_BASE != 0

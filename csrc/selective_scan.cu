@@ -252,7 +252,7 @@ namespace {
 
 // One token by either step kernel.
 template <bool kProduct>
-Tensor step(const Tensor& x, ScanParams p, const DtProduct& product, ScalarType out_dtype) {
+Tensor step(const Tensor& x, ScanParams p, const DtProduct& product, ScalarType out_dtype, bool early = false) {
   Tensor out = empty(x, sizes_of(x), out_dtype);
   if (out.numel() == 0) return out;
   p.out = out.data_ptr();
@@ -263,8 +263,8 @@ Tensor step(const Tensor& x, ScanParams p, const DtProduct& product, ScalarType 
                       product.weight_row % 16 == 0 && aligned(product.d, 16) && aligned(product.weight, 16);
 #ifdef QUAMBA_SM90
   if (vector && takes_bulk_step(p, product, x.get_device_index())) {
-    check_launch("selective_scan_step", selective_scan_step_bulk(p, kProduct ? &product : nullptr, multiprocessors(x),
-                                                                 stream_of(x)));
+    check_launch("selective_scan_step", selective_scan_step_bulk(p, kProduct ? &product : nullptr, early,
+                                                                 multiprocessors(x), stream_of(x)));
     return out;
   }
 #endif
@@ -297,12 +297,14 @@ Tensor selective_scan_step(const Tensor& x, const OptionalTensor& x_scale, const
   return step<false>(x, p, DtProduct{}, out_dtype);
 }
 
+}  // namespace
+
 Tensor selective_scan_dt_step(const Tensor& x, const OptionalTensor& x_scale, const Tensor& d, const Tensor& d_scale,
                               const Tensor& dt_weight, const Tensor& dt_weight_scale, const OptionalTensor& dt_scale,
                               const Tensor& dt_bias, const Tensor& A, const Tensor& B, const OptionalTensor& B_scale,
                               const Tensor& C, const OptionalTensor& C_scale, const Tensor& D, const OptionalTensor& z,
                               const OptionalTensor& z_scale, const OptionalTensor& out_scale, ScalarType out_dtype,
-                              const Tensor& state) {
+                              const Tensor& state, bool early) {
   QUAMBA_CHECK(x.dim() == 2, "x has shape ", shape_of(x), "; expected (B, D)");
   const ScanParams p = params_of(x, x_scale, std::nullopt, dt_scale, dt_bias, A, B, B_scale, C, C_scale, D, z,
                                  z_scale, out_scale, out_dtype, state);
@@ -320,7 +322,20 @@ Tensor selective_scan_dt_step(const Tensor& x, const OptionalTensor& x_scale, co
   product.weight = static_cast<const int8_t*>(weight_rows.data), product.weight_row = weight_rows.row_stride;
   product.d_scale = scale_of(d_scale, 1, x, "d_scale");
   product.weight_scale = scale_of(dt_weight_scale, p.channels, x, "dt_weight_scale");
-  return step<true>(x, p, product, out_dtype);
+  return step<true>(x, p, product, out_dtype, early);
+}
+
+namespace {
+
+Tensor selective_scan_dt_step_op(const Tensor& x, const OptionalTensor& x_scale, const Tensor& d,
+                                 const Tensor& d_scale, const Tensor& dt_weight, const Tensor& dt_weight_scale,
+                                 const OptionalTensor& dt_scale, const Tensor& dt_bias, const Tensor& A,
+                                 const Tensor& B, const OptionalTensor& B_scale, const Tensor& C,
+                                 const OptionalTensor& C_scale, const Tensor& D, const OptionalTensor& z,
+                                 const OptionalTensor& z_scale, const OptionalTensor& out_scale, ScalarType out_dtype,
+                                 const Tensor& state) {
+  return selective_scan_dt_step(x, x_scale, d, d_scale, dt_weight, dt_weight_scale, dt_scale, dt_bias, A, B, B_scale, C,
+                                C_scale, D, z, z_scale, out_scale, out_dtype, state, false);
 }
 
 }  // namespace
@@ -329,5 +344,5 @@ Tensor selective_scan_dt_step(const Tensor& x, const OptionalTensor& x_scale, co
 STABLE_TORCH_LIBRARY_IMPL(quamba, CUDA, m) {
   m.impl("selective_scan", TORCH_BOX(&quamba::selective_scan));
   m.impl("selective_scan_step", TORCH_BOX(&quamba::selective_scan_step));
-  m.impl("selective_scan_dt_step", TORCH_BOX(&quamba::selective_scan_dt_step));
+  m.impl("selective_scan_dt_step", TORCH_BOX(&quamba::selective_scan_dt_step_op));
 }

@@ -11,8 +11,8 @@ namespace quamba {
 // are, and is to: beyond 32 sequences, or as QUAMBA_SCAN_STEP says.
 bool takes_bulk_step(const ScanParams& p, const DtProduct& product, int device);
 
-// product: null where p.dt has the result.
-cudaError_t selective_scan_step_bulk(const ScanParams& p, const DtProduct* product, int processors,
+// product: null where p.dt has the result. early: nothing that may still run when the kernel begins writes the states.
+cudaError_t selective_scan_step_bulk(const ScanParams& p, const DtProduct* product, bool early, int processors,
                                      cudaStream_t stream);
 
 }  // namespace quamba

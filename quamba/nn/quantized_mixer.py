@@ -11,9 +11,9 @@ from quamba import numerics, ops
 from quamba.errors import QuambaError
 from quamba.nn.config import BlockConfig, MixerState, traceable
 from quamba.nn.linear import QuantizedLinear
-from quamba.nn.route import Route
+from quamba.nn.route import Route, as_a_whole
 from quamba.nn.whole_block import whole_block_arguments
-from quamba.ops.mixers_step import most_tokens, served
+from quamba.ops.mixers_step import served
 from quamba.recipe import BlockFormat, QuantSpec
 
 
@@ -226,7 +226,7 @@ class QuantizedMixer(nn.Module):
         step = state is not None and hidden.shape[1] == 1 and mask is None
         if step:
             hidden = hidden[:, 0]
-            few = not hidden.is_cuda or hidden.shape[0] <= most_tokens(c.d_inner)
+            few = not hidden.is_cuda or as_a_whole(c, hidden.shape[0])
             if state is not None and few and self.step_arguments is not None:
                 out_dtype = torch.float32 if c.residual and c.residual_in_fp32 else hidden.dtype
                 token: Tensor

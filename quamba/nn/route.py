@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 
 from quamba.nn.config import BlockConfig
+from quamba.ops.blocks_step import chained
+from quamba.ops.mixers_step import most_tokens
 from quamba.recipe import BlockFormat
+
+
+def as_a_whole(config: BlockConfig, batch: int) -> bool:
+    """Whether a CUDA device is faster with so many sequences through whole such blocks than with the single ops."""
+    sizes = {"d_inner": config.d_inner, "d_state": config.d_state, "dt_rank": config.dt_rank}
+    return batch <= most_tokens(config.d_inner) or chained(batch, **sizes, norm_dbc=config.dbc_norm != "none")
 
 
 @dataclass(frozen=True)

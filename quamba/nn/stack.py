@@ -1,4 +1,4 @@
-"""Consecutive quantized mixers in one call: blocks_step for a token, the persistent kernel; blocks_prefill for more."""
+"""Consecutive quantized mixers in one call: blocks_step for a token each, blocks_prefill for sequences."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from quamba.errors import SizeError
 from quamba.nn.config import MixerState
 from quamba.nn.mixer import Mixer
 from quamba.nn.quantized_mixer import QuantizedMixer
-from quamba.ops.mixers_step import most_tokens as most_tokens_of
+from quamba.nn.route import as_a_whole
 
 
 def serves(mixers: Sequence[Mixer | QuantizedMixer], device: torch.device) -> bool:
@@ -27,9 +27,9 @@ def serves(mixers: Sequence[Mixer | QuantizedMixer], device: torch.device) -> bo
     )
 
 
-def most_tokens(mixers: Sequence[Mixer | QuantizedMixer]) -> int:
-    """Sequences in a call of `run`; beyond, a CUDA device is faster with the mixers one by one."""
-    return min(most_tokens_of(mixer.config.d_inner) for mixer in mixers)
+def takes(mixers: Sequence[Mixer | QuantizedMixer], batch: int) -> bool:
+    """Whether `run` is for so many sequences on a CUDA device."""
+    return all(as_a_whole(mixer.config, batch) for mixer in mixers)
 
 
 def run(mixers: Sequence[QuantizedMixer], hidden: Tensor, states: Sequence[MixerState]) -> Tensor:
@@ -37,7 +37,7 @@ def run(mixers: Sequence[QuantizedMixer], hidden: Tensor, states: Sequence[Mixer
 
     Args:
         mixers: consecutive blocks.
-        hidden: (B, E) any float dtype; on CUDA, B at most `most_tokens`.
+        hidden: (B, E) any float dtype; on CUDA, B as `takes` says.
         states: of B sequences, one per mixer; updated in place.
 
     Returns:

@@ -50,3 +50,18 @@ blocks_step = register(
     fake=blocks_step_fake,
     cpu=blocks_step_cpu,
 )
+
+
+def chained(batch: int, *, d_inner: int, d_state: int, dt_rank: int, norm_dbc: bool) -> bool:
+    """Whether a CUDA device that `served` says takes such a block is faster with its chain of kernels than with the
+    single ops.
+
+    By benchmarks/NOTES.md, which has 64 sequences of mamba-2.8b. The chain takes 17 to 64 sequences.
+
+    Args:
+        batch: sequences.
+        d_inner, d_state, dt_rank: D, N, R.
+        norm_dbc: whether d, B and C have RMSNorms.
+    """
+    fits = d_state == 16 and dt_rank % 16 == 0 and not norm_dbc
+    return fits and 32 < batch <= 64 and 4096 <= d_inner <= 5120

@@ -51,8 +51,7 @@ class Program:
         self.tail = tail
         self.device: torch.device = devices.pop()
         self._mixers = list(self.layers.values())
-        # Sequences that go through all mixers at a time, at most.
-        self._stacked = stack.most_tokens(self._mixers) if stack.serves(self._mixers, self.device) else 0
+        self._stacked = stack.serves(self._mixers, self.device)
         self._holders = [holder for module in self._modules for holder in module.modules()]
         self._pointers = self._found_pointers()
 
@@ -82,7 +81,7 @@ class Program:
             (B, V) logits.
         """
         stream = self.embedding(tokens[:, None])
-        if tokens.shape[0] <= self._stacked and not ops.references_forced():
+        if self._stacked and stack.takes(self._mixers, tokens.shape[0]) and not ops.references_forced():
             return self.tail(stack.run(self._mixers, stream[:, 0], states))  # type: ignore[arg-type]
         return self.tail(self._blocks(stream, None, states))[:, -1]
 

@@ -15,6 +15,8 @@ constexpr int kConvSequences = 2;  // of a thread, at most
 struct ConvColumns {
   float taps[4][4], factor[4], bias[4], out_scale[4];
 
+  ConvColumns() = default;
+
   __device__ __forceinline__ ConvColumns(const AnyVector& weight, const Scale& weight_scale, const AnyVector& bias_of,
                                          const Scale& x_scale, const Scale& out_scale_of, int64_t c) {
     const FourBits tap_bits[4] = {{weight, 4 * c}, {weight, 4 * c + 4}, {weight, 4 * c + 8}, {weight, 4 * c + 12}};
