@@ -56,7 +56,7 @@ def chained(batch: int, *, d_inner: int, d_state: int, dt_rank: int, norm_dbc: b
     """Whether a CUDA device that `served` says takes such a block is faster with its chain of kernels than with the
     single ops.
 
-    By benchmarks/NOTES.md, which has 64 sequences of mamba-2.8b. The chain takes 17 to 64 sequences.
+    By benchmarks/NOTES.md, which has 17 to 64 sequences of mamba-2.8b; the chain takes no others.
 
     Args:
         batch: sequences.
@@ -64,4 +64,4 @@ def chained(batch: int, *, d_inner: int, d_state: int, dt_rank: int, norm_dbc: b
         norm_dbc: whether d, B and C have RMSNorms.
     """
     fits = d_state == 16 and dt_rank % 16 == 0 and not norm_dbc
-    return fits and 32 < batch <= 64 and 4096 <= d_inner <= 5120
+    return fits and 16 < batch <= 64 and 4096 <= d_inner <= 5120
