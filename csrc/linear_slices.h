@@ -16,8 +16,8 @@ struct SliceWay {
 bool is_slice_way(const SliceWay& way, int64_t inner);
 
 // For Hopper; any result type, no bias, no residual. Rows of x and of the weight are aligned to 16 bytes, K is a
-// multiple of 16 and more than 128, N of 4, and p.out is aligned to 16 bytes. `processors`: of the device. By the cheapest way
-// where none is given.
+// multiple of 16 and more than 128, N of 4, and p.out is aligned to 16 bytes. `processors`: of the device. By the
+// cheapest way where none is given.
 cudaError_t linear_slices(const LinearParams& p, SliceWay way, int processors, cudaStream_t stream);
 
 }  // namespace quamba

@@ -9,8 +9,8 @@
 namespace quamba {
 namespace {
 
-// Whether rms_norm_quant_rows_kernel takes it. It adds up in another order than the kernels for whole steps, whose bytes
-// those of single ops are; steps are of so many sequences at most.
+// Whether rms_norm_quant_rows_kernel takes it. It adds up in another order than the kernels for whole steps, whose
+// bytes those of single ops are; steps are of so many sequences at most.
 bool of_many_rows(const Rows& rows, const AnyVector& weight, int size) {
   constexpr int64_t kStepRows = 256;
   return rows.rows > kStepRows && rows.columns <= kNormPieces * kNormThreads * kChunk &&

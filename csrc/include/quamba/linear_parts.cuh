@@ -29,8 +29,9 @@ __host__ __device__ constexpr int part_shared(int stages) {
 }
 
 // blockIdx.x: kPartCluster blocks in a row share a tile of columns. Maps: of x, in boxes of 64 rows; of the weight as
-// (runs, 2, 4, 2, K), column (j, q, i) of a run of 16 being 4 q + 2 j + i. N is a multiple of 16, the result int8, x has
-// one scale. The weight, and what belongs to columns, is as it is to be when the kernel begins, whatever runs before it.
+// (runs, 2, 4, 2, K), column (j, q, i) of a run of 16 being 4 q + 2 j + i. N is a multiple of 16, the result int8, x
+// has one scale. The weight, and what belongs to columns, is as it is to be when the kernel begins, whatever runs
+// before it.
 __global__ void __launch_bounds__(kPartThreads)
     linear_parts_kernel(const LinearParams p, const __grid_constant__ CUtensorMap x_map,
                         const __grid_constant__ CUtensorMap weight_map) {

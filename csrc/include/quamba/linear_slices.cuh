@@ -3,8 +3,8 @@
 // and then a part of the results each: sums travel by stores that the receiver's barrier counts.
 //
 // The weight's columns are the matrix unit's rows here, 64 to a group of four warps, and rows of x its columns, of
-// which a tensor map brings any multiple of eight: that is how finely rows are dealt out over the device. A warp copies.
-// All clusters walk through the weight in the same order: beginning elsewhere, each, they took half as long again.
+// which a tensor map brings any multiple of eight: that is how finely rows are dealt out over the device. A warp
+// copies. All clusters walk through the weight in the same order: beginning elsewhere, each, they took half as long again.
 #pragma once
 
 #include <cuda.h>

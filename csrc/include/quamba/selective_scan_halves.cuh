@@ -141,8 +141,8 @@ __global__ void __launch_bounds__(HalvesLayout<GROUPS>::kThreads, 1)
   cluster_arrive_relaxed();
   if (threadIdx.x < At::kChannels) prefetch_channel(p, channel_of(threadIdx.x));
   wait_for_previous();
-  // The few numbers that all depends on come before the chunks, behind which they would wait. Of the tables a thread has
-  // four neighbouring channels of the group.
+  // The few numbers that all depends on come before the chunks, behind which they would wait. Of the tables a thread
+  // has four neighbouring channels of the group.
   const int table_channel = lane % 4 * 4;
   float dt_scale[4];
   uint32_t dt_bias[4];
