@@ -45,21 +45,21 @@ class Program:
             raise UnsupportedModelError(
                 f"found a model on {sorted(map(str, devices))}; expected one device: call model.to(device)"
             )
-        self._modules = _modules(model)
-        self.embedding = self._modules[0]
         self.layers = dict(quantized_layers(adapter, model))
+        names = (adapter.embedding(model), adapter.final_norm(model), adapter.head(model))
+        modules = [*map(model.get_submodule, names), *self.layers.values()]
+        self.embedding = modules[0]
         self.tail = tail
         self.device: torch.device = devices.pop()
         self._mixers = list(self.layers.values())
         self._stacked = stack.serves(self._mixers, self.device)
-        self._holders = [holder for module in self._modules for holder in module.modules()]
+        self._places = _Places(model, [*names, *(f"{adapter.module_name(layer)}.mixer" for layer in self.layers)])
+        self._holders = [holder for module in modules for holder in module.modules()]
         self._pointers = self._found_pointers()
 
     def describes(self, model: nn.Module) -> bool:
         """False once the model has other modules, or its tensors are elsewhere: graphs would read those of before."""
-        found = _modules(model)
-        same = len(found) == len(self._modules) and all(a is b for a, b in zip(found, self._modules, strict=True))
-        return same and self._found_pointers() == self._pointers
+        return self._places.hold(model) and self._found_pointers() == self._pointers
 
     def _found_pointers(self) -> list[int]:
         return [
@@ -115,8 +115,26 @@ class Program:
         return stream
 
 
-def _modules(model: nn.Module) -> list[nn.Module]:
-    """Embedding, final norm, head, and our mixers."""
-    adapter = find_adapter(model)
-    ends = (adapter.embedding(model), adapter.final_norm(model), adapter.head(model))
-    return [*map(model.get_submodule, ends), *(mixer for _, mixer in quantized_layers(adapter, model))]
+class _Places:
+    """Where some modules are in a model: asked before every prompt, so without resolving their names again."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self._top = model._modules
+        self._slots: dict[tuple[int, str], tuple[dict[str, nn.Module | None], str, nn.Module]] = {}
+        for name in names:
+            parent = model
+            for part in name.split("."):
+                child = parent.get_submodule(part)
+                self._slots[id(parent), part] = (parent._modules, part, child)
+                parent = child
+        self._sizes = [
+            (slots, len(slots)) for slots in {id(slots): slots for slots, _, _ in self._slots.values()}.values()
+        ]
+
+    def hold(self, model: nn.Module) -> bool:
+        """Whether this is the model, with the same modules in these places, and as many beside them."""
+        return (
+            model._modules is self._top
+            and all(slots.get(name) is module for slots, name, module in self._slots.values())
+            and all(len(slots) == size for slots, size in self._sizes)
+        )

@@ -118,6 +118,15 @@ def test_changes_of_the_model_are_seen() -> None:
     program = Program(model)
     model.backbone.norm_f = torch.nn.Identity()
     assert not program.describes(model)
+    program = Program(model)
+    layers = model.backbone.layers
+    layers.append(layers[0])
+    assert not program.describes(model)
+    del layers[-1]
+    assert program.describes(model)
+    model.backbone.layers = torch.nn.ModuleList(layers)
+    assert not program.describes(model)
+    assert not Program(model).describes(make("mamba"))
 
 
 def test_models_that_it_does_not_run_raise() -> None:
