@@ -3,43 +3,24 @@
 // the end of all that was before the chain.
 #include "blocks_step_many.h"
 
+#include "linear_conv1d_tail.h"
 #include "linear_held.h"
 #include "ops.h"
 
 namespace quamba {
 namespace {
 
-LinearParams params_of(const Tensor& x, const Tensor& x_scale, const Tensor& weight, const Tensor& weight_scale,
-                       const OptionalTensor& bias, const OptionalTensor& out_scale) {
-  LinearParams p{};
-  p.rows = x.size(0), p.inner = x.size(1), p.columns = weight.size(0);
-  p.x = static_cast<const int8_t*>(x.data_ptr()), p.x_row = x.stride(0);
-  p.weight = static_cast<const int8_t*>(weight.data_ptr()), p.weight_row = weight.stride(0);
-  p.x_scale = scale_of(x_scale, 1, x, "x_scale");
-  p.weight_scale = scale_of(weight_scale, p.columns, x, "weight_scale");
-  p.bias = vector_of(bias, p.columns, x, "bias");
-  p.out_scale = scale_of(out_scale, p.columns, x, "out_scale");
-  p.out_type = Type::kInt8;
-  return p;
-}
-
 // The convolution's result, and z.
 std::pair<Tensor, Tensor> project_and_convolve(const Tensor& u, const Block& block, const Tensor& conv_state,
                                                cudaStream_t stream) {
   const std::vector<OptionalTensor>& t = block.tensors;
-  const Tensor& taps = *t[kBlockConvWeight];
-  const int64_t inner = taps.size(0);
+  const int64_t inner = t[kBlockConvWeight]->size(0);
   Tensor x = empty(u, {u.size(0), inner}, ScalarType::Char), z = empty(u, {u.size(0), inner}, ScalarType::Char);
   HeldConv tail{};
-  tail.channels = inner;
-  tail.weight = {taps.data_ptr(), type_of(taps, "conv_weight")};
-  tail.weight_scale = scale_of(t[kBlockConvWeightScale], inner, u, "conv_weight_scale");
-  tail.bias = vector_of(t[kBlockConvBias], inner, u, "conv_bias");
-  tail.out_scale = scale_of(t[kBlockXScale], inner, u, "x_scale");
-  tail.state = static_cast<int8_t*>(conv_state.data_ptr()), tail.state_batch = conv_state.stride(0);
+  set_step(&tail, *t[kBlockConvWeight], t[kBlockConvWeightScale], t[kBlockConvBias], t[kBlockXScale], conv_state, u);
   tail.x = static_cast<int8_t*>(x.data_ptr()), tail.z = static_cast<int8_t*>(z.data_ptr());
   const LinearParams p =
-      params_of(u, *t[kBlockUScale], *t[kBlockInWeight], *t[kBlockInWeightScale], t[kBlockInBias], t[kBlockXzScale]);
+      step_params(u, *t[kBlockUScale], *t[kBlockInWeight], *t[kBlockInWeightScale], t[kBlockInBias], t[kBlockXzScale]);
   check_launch("blocks_step", linear_held(p, tail, stream));
   return {x, z};
 }
@@ -59,7 +40,7 @@ Tensor step(const Tensor& hidden, const Block& block, ScalarType out_dtype, cons
   const Tensor u = rms_norm_quant(hidden, t[kBlockNormWeight], given(kBlockUScale), block.floats[kBlockNormEps], first);
   const auto [x, z] = project_and_convolve(u, block, conv_state, stream);
   const Tensor dbc = empty(hidden, {rows, rank + 2 * states}, kInt8);
-  LinearParams sums = params_of(x, given(kBlockXInScale), given(kBlockXWeight), given(kBlockXWeightScale), none,
+  LinearParams sums = step_params(x, given(kBlockXInScale), given(kBlockXWeight), given(kBlockXWeightScale), none,
                                 t[kBlockDbcScale]);
   sums.out = dbc.data_ptr();
   check_launch("blocks_step", linear_parts(sums, stream));
@@ -72,7 +53,7 @@ Tensor step(const Tensor& hidden, const Block& block, ScalarType out_dtype, cons
   if (rotate) g = hadamard_quant(g, given(kBlockGScale));
   const Tensor out = empty(hidden, {rows, hidden.size(1)}, out_dtype);
   LinearParams p =
-      params_of(g, given(kBlockGScale), given(kBlockOutWeight), given(kBlockOutWeightScale), t[kBlockOutBias], none);
+      step_params(g, given(kBlockGScale), given(kBlockOutWeight), given(kBlockOutWeightScale), t[kBlockOutBias], none);
   p.out_type = type_of(out_dtype, "out_dtype"), p.out = out.data_ptr();
   if (block.flags[kBlockResidual])
     p.residual = {hidden.data_ptr(), type_of(hidden, "hidden")}, p.residual_row = hidden.stride(0);

@@ -4,6 +4,7 @@
 
 #include "linear_choice.h"
 #include "linear_conv1d_step_kernel.h"
+#include "linear_conv1d_tail.h"
 #include "op.h"
 
 namespace quamba {
@@ -43,22 +44,9 @@ std::tuple<Tensor, Tensor> linear_conv1d_step(const Tensor& x, const Tensor& x_s
   if (fits(x, x_scale, weight, conv_weight, conv_state)) {
     check_device(weight, x, "weight");
     check_device(conv_state, x, "conv_state");
-    LinearParams p{};
-    p.rows = x.size(0), p.inner = x.size(1), p.columns = 2 * channels;
-    p.x = static_cast<const int8_t*>(x.data_ptr()), p.x_row = x.stride(0);
-    p.weight = static_cast<const int8_t*>(weight.data_ptr()), p.weight_row = weight.stride(0);
-    p.x_scale = scale_of(x_scale, 1, x, "x_scale");
-    p.weight_scale = scale_of(weight_scale, p.columns, x, "weight_scale");
-    p.bias = vector_of(bias, p.columns, x, "bias");
-    p.out_scale = scale_of(out_scale, p.columns, x, "out_scale");
-    p.out_type = Type::kInt8;
+    LinearParams p = step_params(x, x_scale, weight, weight_scale, bias, out_scale);
     RingConv tail{};
-    tail.channels = channels;
-    tail.weight = {conv_weight.data_ptr(), type_of(conv_weight, "conv_weight")};
-    tail.weight_scale = scale_of(conv_weight_scale, channels, x, "conv_weight_scale");
-    tail.bias = vector_of(conv_bias, channels, x, "conv_bias");
-    tail.out_scale = scale_of(conv_out_scale, channels, x, "conv_out_scale");
-    tail.state = static_cast<int8_t*>(conv_state.data_ptr()), tail.state_batch = conv_state.stride(0);
+    set_step(&tail, conv_weight, conv_weight_scale, conv_bias, conv_out_scale, conv_state, x);
     const auto four = [](const void* data, Type type) { return aligned(data, 4 * size_of(type)); };
     const LinearDevice device = linear_device(x.get_device_index());
     if (choose_kernel(p, device, true) == LinearKernel::kRing && four(tail.weight.data, tail.weight.type) &&

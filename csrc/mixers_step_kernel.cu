@@ -26,24 +26,12 @@ cudaError_t launch(const StackParams& p, cudaStream_t stream, int* room) {
 }
 
 // The same with the first of the shapes that the plan has, or with none of them.
-template <int BASE, bool CLUSTER, typename... Shapes>
-cudaError_t launch(StackShapeList<Shapes...>, const StackParams& p, cudaStream_t stream, int* room) {
-  cudaError_t error = cudaSuccess;
-  const auto tried = [&](auto shape) {
-    using Shape = decltype(shape);
-    if constexpr ((Shape::kCluster > 1) == CLUSTER) {
-      if (!Shape::fits(p.plan)) return false;
-      error = launch<BASE, CLUSTER, Shape>(p, stream, room);
-      return true;
-    }
-    return false;
-  };
-  return (tried(Shapes()) || ...) ? error : launch<BASE, CLUSTER, StackAnyShape>(p, stream, room);
-}
-
 template <int BASE, bool CLUSTER>
 cudaError_t launch(const StackParams& p, cudaStream_t stream, int* room) {
-  return launch<BASE, CLUSTER>(typename StackShapes<BASE>::List(), p, stream, room);
+  cudaError_t error = cudaSuccess;
+  const auto run = [&](auto shape) { error = launch<BASE, CLUSTER, decltype(shape)>(p, stream, room); };
+  if (with_known_shape<CLUSTER>(typename StackShapes<BASE>::List(), p.plan, run)) return error;
+  return launch<BASE, CLUSTER, StackAnyShape>(p, stream, room);
 }
 
 }  // namespace

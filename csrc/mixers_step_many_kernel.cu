@@ -27,24 +27,14 @@ cudaError_t launch(const StackParams& p, cudaStream_t stream, int* room) {
 }
 
 // With the first of the shapes that the plan has, or with none of them.
-template <int BASE, bool CLUSTER, typename... Shapes>
-bool launch_known(StackManyList<Shapes...>, const StackParams& p, cudaStream_t stream, cudaError_t* error) {
-  const auto tried = [&](auto shape) {
-    using Shape = decltype(shape);
-    if constexpr (Shape::kCluster == CLUSTER) {
-      if (!Shape::fits(p.plan)) return false;
-      *error = launch<BASE, CLUSTER, Shape::kGroups, Shape>(p, stream, nullptr);
-      return true;
-    }
-    return false;
-  };
-  return (tried(Shapes()) || ...);
-}
-
 template <int BASE, bool CLUSTER>
 cudaError_t launch_groups(const StackParams& p, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  if (launch_known<BASE, CLUSTER>(typename StackManyShapes<BASE>::List(), p, stream, &error)) return error;
+  const auto run = [&](auto shape) {
+    using Shape = decltype(shape);
+    error = launch<BASE, CLUSTER, Shape::kGroups, Shape>(p, stream, nullptr);
+  };
+  if (with_known_shape<CLUSTER>(typename StackManyShapes<BASE>::List(), p.plan, run)) return error;
   return p.plan.tokens > 8 ? launch<BASE, CLUSTER, 2>(p, stream, nullptr)
                            : launch<BASE, CLUSTER, 1>(p, stream, nullptr);
 }

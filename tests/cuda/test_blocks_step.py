@@ -8,8 +8,8 @@ from torch import Tensor
 
 from quamba import ops
 from quamba.ops.mixers_step import served
-from tests.cuda.test_mixers_step import back, moved
-from tests.ops.test_mixer_step import arguments, assert_same_step
+from tests.cuda.test_mixers_step import assert_equals_the_reference, moved
+from tests.ops.test_mixer_step import arguments
 
 SHAPE: dict[str, Any] = {"model": 64, "inner": 128, "size": 16, "rank": 16, "batch": 20}
 CHANGES: dict[str, dict[str, Any]] = {
@@ -57,12 +57,7 @@ def hopper() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_block_equals_the_reference(name: str) -> None:
-    args = arguments(**(SHAPE | CHANGES[name]))
-    with ops.reference():
-        expected = stepped(args)
-    found = stepped(moved(args))
-    assert found[0].dtype is expected[0].dtype
-    assert_same_step(back(found), expected)
+    assert_equals_the_reference(arguments(**(SHAPE | CHANGES[name])), stepped)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """mixers_step and mixer_step on a CUDA device against the references on the CPU."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -80,6 +81,15 @@ def stepped(args: list[Any]) -> tuple[Tensor, Tensor, Tensor]:
     return ops.mixer_step(*fresh), fresh[-2], fresh[-1]
 
 
+def assert_equals_the_reference(args: list[Any], step: Callable[[list[Any]], tuple[Tensor, Any, Any]]) -> None:
+    """A step on the device against the same one by the references on the CPU."""
+    with ops.reference():
+        expected = step(args)
+    found = step(moved(args))
+    assert found[0].dtype is expected[0].dtype
+    assert_same_step(back(found), expected)
+
+
 @pytest.fixture(autouse=True)
 def hopper() -> None:
     if not served(torch.device("cuda"), d_model=64, d_inner=128, d_state=16, dt_rank=4, rotate=True):
@@ -89,21 +99,13 @@ def hopper() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_block_equals_the_reference(name: str) -> None:
-    args = arguments(**(SHAPE | CHANGES[name]))
-    with ops.reference():
-        expected = stepped(args)
-    found = stepped(moved(args))
-    assert found[0].dtype is expected[0].dtype
-    assert_same_step(back(found), expected)
+    assert_equals_the_reference(arguments(**(SHAPE | CHANGES[name])), stepped)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name, change in CHANGES.items() if "batch" not in change])
 def test_many_sequences_equal_the_reference(name: str) -> None:
-    args = arguments(**(SHAPE | CHANGES[name] | {"batch": 13}))
-    with ops.reference():
-        expected = stepped(args)
-    assert_same_step(back(stepped(moved(args))), expected)
+    assert_equals_the_reference(arguments(**(SHAPE | CHANGES[name] | {"batch": 13})), stepped)
 
 
 @torch.no_grad()
@@ -114,9 +116,7 @@ def test_bytes_that_look_as_if_they_were_not_there() -> None:
     hidden, norm_weight = NAMES.index("hidden"), NAMES.index("norm_weight")
     args[hidden] = torch.ones_like(args[hidden])
     args[norm_weight] = (args[NAMES.index("u_scale")] * bytes_).repeat(SHAPE["model"] // 4).to(args[norm_weight].dtype)
-    with ops.reference():
-        expected = stepped(args)
-    assert_same_step(back(stepped(moved(args))), expected)
+    assert_equals_the_reference(args, stepped)
 
 
 @torch.no_grad()

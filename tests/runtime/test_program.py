@@ -55,14 +55,20 @@ def test_padding_on_the_left_changes_no_bit(family: str, recipe: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(padded.tensors, plain.tensors, strict=True))
 
 
+def apart_and_together(
+    model: torch.nn.Module, name: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Program, Program, list[int]]:
+    """A program that runs mixer by mixer, one that runs all by a function of `stack`, and that one's calls."""
+    one_by_one, whole, calls = Program(model), getattr(stack, name), []
+    monkeypatch.setattr(stack, "serves", lambda mixers, device: True)
+    monkeypatch.setattr(stack, name, lambda *args: calls.append(1) or whole(*args))
+    return one_by_one, Program(model), calls
+
+
 @torch.no_grad()
 def test_a_stack_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = make("mamba-biased", dtype=torch.bfloat16), token_ids(2, 6)
-    one_by_one = Program(model)
-    monkeypatch.setattr("quamba.nn.stack.serves", lambda mixers, device: True)
-    together, calls = Program(model), []
-    run = stack.run
-    monkeypatch.setattr("quamba.nn.stack.run", lambda *args: calls.append(1) or run(*args))
+    one_by_one, together, calls = apart_and_together(model, "run", monkeypatch)
     a, b = fresh(one_by_one, 2), fresh(together, 2)
     for t in range(6):
         assert torch.equal(together.step(ids[:, t], b.first(2)), one_by_one.step(ids[:, t], a.first(2)))
@@ -78,11 +84,7 @@ def test_a_stack_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prompts_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = make("mamba-biased", dtype=torch.bfloat16), token_ids(2, 7)
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
-    one_by_one = Program(model)
-    monkeypatch.setattr("quamba.nn.stack.serves", lambda mixers, device: True)
-    together, calls = Program(model), []
-    prefill = stack.prefill
-    monkeypatch.setattr("quamba.nn.stack.prefill", lambda *args: calls.append(1) or prefill(*args))
+    one_by_one, together, calls = apart_and_together(model, "prefill", monkeypatch)
     a, b = fresh(one_by_one, 2), fresh(together, 2)
     for length, given in ((7, None), (7, mask), (2, None), (1, mask[:, -1:]), (1, None)):
         found = together.prefill(ids[:, :length], given, b.first(2))

@@ -33,6 +33,11 @@ __device__ __forceinline__ void send(uint32_t to, uint4 v, uint32_t barrier) {
                : "memory");
 }
 
+// At a barrier of any block of the cluster, an address as remote_address gives it.
+__device__ __forceinline__ void arrive_there(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 __device__ __forceinline__ void barrier_wait_cluster(uint64_t* barrier, int parity) {
   asm volatile(
       "{\n"

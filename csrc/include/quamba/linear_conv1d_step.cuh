@@ -3,22 +3,12 @@
 #pragma once
 
 #include "quamba/causal_conv1d_step.cuh"
+#include "quamba/linear_conv1d_tail.cuh"
 #include "quamba/linear_ring.cuh"
 
 namespace quamba {
 
-// Columns below `channels` are x0 and go through the convolution to x, contiguous; the others are z. Both int8,
-// (B, channels).
-struct RingConv {
-  int64_t channels;
-  AnyVector weight;
-  Scale weight_scale;
-  AnyVector bias;
-  Scale out_scale;
-  int8_t* state;  // (B, channels, 4), contiguous but for the sequences' stride
-  int64_t state_batch;
-  int8_t* x;
-  int8_t* z;
+struct RingConv : LinearConv1dStep {
   int64_t z_row;
 
   __device__ __forceinline__ void near(const LinearParams& p, int64_t m, int64_t n, int columns) const {

@@ -28,25 +28,6 @@ constexpr int kHeldRows = 64, kHeldStage = 128;  // rows of x; bytes of K: a row
 constexpr int kHeldAhead = 3;
 constexpr int kHeldGroup = 128, kHeldWorkers = 2 * kHeldGroup, kHeldThreads = kHeldWorkers + 96;
 
-template <int COLUMNS>
-struct HeldMultiply;
-template <>
-struct HeldMultiply<16> {
-  using type = cute::SM90::GMMA::MMA_64x16x32_S32S8S8_SS_TN;
-};
-template <>
-struct HeldMultiply<24> {
-  using type = cute::SM90::GMMA::MMA_64x24x32_S32S8S8_SS_TN;
-};
-template <>
-struct HeldMultiply<32> {
-  using type = cute::SM90::GMMA::MMA_64x32x32_S32S8S8_SS_TN;
-};
-template <>
-struct HeldMultiply<48> {
-  using type = cute::SM90::GMMA::MMA_64x48x32_S32S8S8_SS_TN;
-};
-
 // kFirst: columns of the first group. kSlots, kRowSlots: stages of the weight and of x that there is room for.
 template <int COLUMNS, int FIRST, bool HALVES, int SLOTS, int ROW_SLOTS>
 struct HeldTile {
@@ -87,17 +68,6 @@ struct HeldPlaces {
   }
 };
 
-// At a barrier of the other block.
-__device__ __forceinline__ void arrive_there(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-template <typename Multiply, int COUNT, std::size_t... I>
-__device__ __forceinline__ void held_multiply(uint64_t x, uint64_t weight, uint32_t (&sum)[COUNT],
-                                              std::index_sequence<I...>) {
-  Multiply::fma(x, weight, sum[I]...);
-}
-
 // The sums of a group: COLUMNS of the block's from `begin` on.
 template <typename Tile, int COLUMNS>
 __device__ __forceinline__ void held_products(const HeldPlaces<Tile>& at, int begin, int count,
@@ -121,9 +91,7 @@ __device__ __forceinline__ void held_products(const HeldPlaces<Tile>& at, int be
     cute::warpgroup_arrive();
 #pragma unroll
     for (int k = 0; k < kHeldStage / 32; ++k)
-      held_multiply<typename HeldMultiply<COLUMNS>::type>(swizzled_operand(x + 2 * k), swizzled_operand(weight + 2 * k),
-                                                          sum,
-                                                          std::make_index_sequence<COLUMNS / 2>{});
+      matrix_multiply<COLUMNS>(swizzled_operand(x + 2 * k), swizzled_operand(weight + 2 * k), sum);
     cute::warpgroup_commit_batch();
     cute::warpgroup_wait<1>();
     if (turn > 0) release(turn - 1);

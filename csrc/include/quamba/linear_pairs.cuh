@@ -160,8 +160,8 @@ __global__ void __launch_bounds__(kPairThreads, 1)
   const uint32_t own_empty = remote_address(empty, block), other_empty = remote_address(empty, sharer);
   const auto release = [&](int turn) {
     if (thread % kPairGroupThreads == 0) {
-      pair_arrive(own_empty + turn % Tile::kStages * 8);
-      if (Tile::kShares) pair_arrive(other_empty + turn % Tile::kStages * 8);
+      arrive_there(own_empty + turn % Tile::kStages * 8);
+      if (Tile::kShares) arrive_there(other_empty + turn % Tile::kStages * 8);
     }
   };
   const auto multiply = [&](int from, int to) {
@@ -181,9 +181,8 @@ __global__ void __launch_bounds__(kPairThreads, 1)
       for (int k = 0; k < kPairStage / 32; ++k)
 #pragma unroll
         for (int d = 0; d < Tile::kDeep; ++d)
-          pair_multiply<typename Tile::Multiply>(swizzled_operand(x + (d * 64 * kPairStage + 32 * k) / 16),
-                                                 swizzled_operand(weight + 2 * k), sum[d], turn == 0 && k == 0,
-                                                 std::make_index_sequence<Tile::kSums>{});
+          matrix_multiply<Tile::kColumns>(swizzled_operand(x + (d * 64 * kPairStage + 32 * k) / 16),
+                                          swizzled_operand(weight + 2 * k), sum[d], turn == 0 && k == 0);
       cute::warpgroup_commit_batch();
       cute::warpgroup_wait<1>();
       if (turn > 0) release(turn - 1);

@@ -16,33 +16,6 @@ constexpr int kPairWorkers = kPairGroups * kPairGroupThreads;
 constexpr int kPairSides = kPairGroupThreads - 32;  // threads beside the warp that copies
 constexpr int kPairThreads = kPairWorkers + kPairGroupThreads;  // registers are dealt out by groups
 
-template <int kColumns>
-struct PairMultiply;
-template <>
-struct PairMultiply<64> {
-  using type = cute::SM90::GMMA::MMA_64x64x32_S32S8S8_SS_TN;
-};
-template <>
-struct PairMultiply<96> {
-  using type = cute::SM90::GMMA::MMA_64x96x32_S32S8S8_SS_TN;
-};
-template <>
-struct PairMultiply<128> {
-  using type = cute::SM90::GMMA::MMA_64x128x32_S32S8S8_SS_TN;
-};
-template <>
-struct PairMultiply<160> {
-  using type = cute::SM90::GMMA::MMA_64x160x32_S32S8S8_SS_TN;
-};
-template <>
-struct PairMultiply<176> {
-  using type = cute::SM90::GMMA::MMA_64x176x32_S32S8S8_SS_TN;
-};
-template <>
-struct PairMultiply<192> {
-  using type = cute::SM90::GMMA::MMA_64x192x32_S32S8S8_SS_TN;
-};
-
 // kHalves: each block of a pair has half of K. kQuads: and two such pairs, a cluster, get the weight by one read, for
 // different rows. kRows: of a tile, half of them a group's.
 template <int ROWS, int COLUMNS, bool HALVES, typename OUT, bool QUADS = false>
@@ -52,7 +25,6 @@ struct PairTile {
   static constexpr int kCluster = QUADS ? 4 : 2;
   static constexpr bool kHalves = HALVES, kBytes = sizeof(OUT) == 1;
   using Out = OUT;
-  using Multiply = typename PairMultiply<kColumns>::type;
   static constexpr int kDeep = kRows / 128;      // products of 64 rows, a group's
   static constexpr int kSums = kColumns / 2;     // of a thread, of 64 rows
   static constexpr int kRun = kBytes ? 32 : 16;  // columns that four threads deal out among each other
@@ -73,15 +45,5 @@ struct PairTile {
   static_assert(!(kHalves && kDeep > 1) && !(kHalves && kBytes), "sums are handed over by 64 rows");
   static_assert(kHalves || !kQuads, "quads are pairs of halves");
 };
-
-__device__ __forceinline__ void pair_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-template <typename Multiply, int COUNT, std::size_t... I>
-__device__ __forceinline__ void pair_multiply(uint64_t x, uint64_t weight, uint32_t (&sum)[COUNT], bool first,
-                                              std::index_sequence<I...>) {
-  Multiply::fma(x, weight, sum[I]..., first ? cute::SM90::GMMA::ScaleOut::Zero : cute::SM90::GMMA::ScaleOut::One);
-}
 
 }  // namespace quamba

@@ -4,7 +4,8 @@
 //
 // The weight's columns are the matrix unit's rows here, 64 to a group of four warps, and rows of x its columns, of
 // which a tensor map brings any multiple of eight: that is how finely rows are dealt out over the device. A warp
-// copies. All clusters walk through the weight in the same order: beginning elsewhere, each, they took half as long again.
+// copies. All clusters walk through the weight in the same order: beginning elsewhere, each, they took half as long
+// again.
 #pragma once
 
 #include <cuda.h>
@@ -28,39 +29,6 @@ constexpr int kSliceMostColumns = kSliceMostGroups * kSliceGroupColumns, kSliceM
 constexpr int kSliceThreads = kSliceMostGroups * kSliceGroupThreads + 32;  // of a block, at most
 constexpr int kSliceMostStages = 12;
 constexpr int kSliceSums = 512;  // bytes: a warp's sums of eight rows of x and sixteen columns
-
-template <int kRows>
-struct SliceMultiply;
-template <>
-struct SliceMultiply<16> {
-  using type = cute::SM90::GMMA::MMA_64x16x32_S32S8S8_SS_TN;
-};
-template <>
-struct SliceMultiply<32> {
-  using type = cute::SM90::GMMA::MMA_64x32x32_S32S8S8_SS_TN;
-};
-template <>
-struct SliceMultiply<48> {
-  using type = cute::SM90::GMMA::MMA_64x48x32_S32S8S8_SS_TN;
-};
-template <>
-struct SliceMultiply<64> {
-  using type = cute::SM90::GMMA::MMA_64x64x32_S32S8S8_SS_TN;
-};
-template <>
-struct SliceMultiply<80> {
-  using type = cute::SM90::GMMA::MMA_64x80x32_S32S8S8_SS_TN;
-};
-template <>
-struct SliceMultiply<96> {
-  using type = cute::SM90::GMMA::MMA_64x96x32_S32S8S8_SS_TN;
-};
-
-template <typename Multiply, int COUNT, std::size_t... I>
-__device__ __forceinline__ void slice_multiply(uint64_t weight, uint64_t x, uint32_t (&sum)[COUNT], bool first,
-                                               std::index_sequence<I...>) {
-  Multiply::fma(weight, x, sum[I]..., first ? cute::SM90::GMMA::ScaleOut::Zero : cute::SM90::GMMA::ScaleOut::One);
-}
 
 // How a product is cut. The blocks of a cluster deal out sums by eights of rows, each warp's in turn, from another one
 // on for each warp, so that at any time they send to different blocks.
@@ -199,9 +167,7 @@ __global__ void __launch_bounds__(kSliceThreads, 1)
       cute::warpgroup_arrive();
 #pragma unroll
       for (int k = 0; k < kSliceStage / 32; ++k)
-        slice_multiply<typename SliceMultiply<ROWS>::type>(swizzled_operand(weight + 2 * k),
-                                                           swizzled_operand(x + 2 * k), sum, i == 0 && k == 0,
-                                                           std::make_index_sequence<kSums>{});
+        matrix_multiply<ROWS>(swizzled_operand(weight + 2 * k), swizzled_operand(x + 2 * k), sum, i == 0 && k == 0);
       cute::warpgroup_commit_batch();
       cute::warpgroup_wait<1>();
       if (i > 0 && thread % kSliceGroupThreads == 0) barrier_arrive(empty + before);

@@ -1,8 +1,7 @@
 // mixers_step for many sequences: shapes whose plan is part of the code, as mixers_step_shape.cuh has them for one.
 #pragma once
 
-#include <cstring>
-
+#include "quamba/mixers_step_list.cuh"
 #include "quamba/mixers_step_warps.cuh"
 
 namespace quamba {
@@ -10,7 +9,7 @@ namespace quamba {
 // All from the launch's arguments.
 struct StackAnyMany {
   static constexpr bool kKnown = false;
-  static constexpr bool kCluster = false;
+  static constexpr int kCluster = 1;
 };
 
 // So many sequences, whose states follow each other, through blocks with these sizes, 16 states, a convolution of four
@@ -18,7 +17,7 @@ struct StackAnyMany {
 template <int MODEL, int INNER, int RANK, int BASE, int CHANNELS, int TOKENS, int CLUSTER>
 struct StackKnownMany {
   static constexpr bool kKnown = true;
-  static constexpr bool kCluster = CLUSTER > 1;
+  static constexpr int kCluster = CLUSTER;
   static constexpr int kGrid = INNER / CHANNELS, kRows = MODEL / kGrid, kGroups = divide_up(TOKENS, 8);
   static constexpr int kStates = 16, kPower = INNER / BASE, kSums = RANK + 2 * kStates;
   static_assert(kGrid * CHANNELS == INNER && kGrid * kRows == MODEL && kRows % 2 == 0 && CHANNELS % 4 == 0,
@@ -52,14 +51,6 @@ struct StackKnownMany {
     p->s.x_pitch = round_up(CHANNELS, 32) + 16, p->s.d_pitch = round_up(RANK, 32) + 16;
   }
 
-  // Whether setting it would change nothing.
-  static bool fits(const StackPlan& p) {
-    StackPlan q;
-    std::memcpy(&q, &p, sizeof q);
-    set(&q);
-    return std::memcmp(&q, &p, sizeof q) == 0;
-  }
-
   // A plan that fits, and a thread block's share of it, as constants where they are.
   __device__ static StackPlan plan(const StackPlan& given) {
     StackPlan p = given;
@@ -82,17 +73,14 @@ struct StackKnownMany {
   }
 };
 
-template <typename... Shapes>
-struct StackManyList {};
-
 // The shapes that the kernel with a base matrix of this order knows: of mamba-2.8b.
 template <int BASE>
 struct StackManyShapes {
-  using List = StackManyList<>;
+  using List = StackShapeList<>;
 };
 template <>
 struct StackManyShapes<20> {
-  using List = StackManyList<StackKnownMany<2560, 5120, 160, 20, 40, 16, 2>>;
+  using List = StackShapeList<StackKnownMany<2560, 5120, 160, 20, 40, 16, 2>>;
 };
 
 }  // namespace quamba

@@ -2,8 +2,7 @@
 // of instructions: where sizes are constants, there are fewer of them.
 #pragma once
 
-#include <cstring>
-
+#include "quamba/mixers_step_list.cuh"
 #include "quamba/mixers_step_product.cuh"
 
 namespace quamba {
@@ -61,14 +60,6 @@ struct StackKnownShape {
     p->s.slot_columns = SLOT_COLUMNS, p->s.slot_bytes = slot_bytes();
   }
 
-  // Whether setting it would change nothing.
-  static bool fits(const StackPlan& p) {
-    StackPlan q;
-    std::memcpy(&q, &p, sizeof q);
-    set(&q);
-    return std::memcmp(&q, &p, sizeof q) == 0;
-  }
-
   // A plan that fits, and a thread block's share of it, as constants where they are.
   __device__ static StackPlan plan(const StackPlan& given) {
     StackPlan p = given;
@@ -87,9 +78,6 @@ struct StackKnownShape {
     return share;
   }
 };
-
-template <typename... Shapes>
-struct StackShapeList {};
 
 // The shapes that the kernel with a base matrix of this order knows: of mamba-130m, of mamba-2.8b.
 template <int BASE>
